@@ -1,0 +1,50 @@
+"""What a plan is predicted to cost."""
+
+from __future__ import annotations
+
+import msgspec
+
+__all__ = ["Estimate", "MemoryEstimate", "StageEstimate"]
+
+
+class MemoryEstimate(msgspec.Struct, frozen=True, kw_only=True):
+    """Bytes on one rank at its worst moment, by owner."""
+
+    parameters: float
+    gradients: float
+    optimizer: float
+    activations: float
+    gathered: float
+    workspace: float
+    reserve: float
+
+    @property
+    def total(self) -> float:
+        return sum(getattr(self, name) for name in self.__struct_fields__)
+
+
+class StageEstimate(msgspec.Struct, frozen=True, kw_only=True):
+    """One pipeline stage: seconds of one micro-batch's forward and backward pass, and its memory."""
+
+    forward_s: float
+    backward_s: float
+    memory: MemoryEstimate
+
+
+class Estimate(msgspec.Struct, frozen=True, kw_only=True):
+    """The price of a plan. ``parts`` are seconds by cause on the busiest path; they add up to the step.
+
+    ``mfu`` counts attention as causal where the model's is; ``mfu_full_attention`` counts all of it.
+    """
+
+    step_time_s: float
+    tokens_per_s: float
+    tokens_per_s_per_gpu: float
+    model_tflops_per_gpu: float
+    mfu: float
+    mfu_full_attention: float
+    peak_memory_bytes: float
+    memory_limit_bytes: float
+    fits: bool
+    parts: dict[str, float]
+    stages: tuple[StageEstimate, ...]

@@ -1,0 +1,191 @@
+"""The model as data: values, ops, blocks, and the chain of units that a training step runs.
+
+A ``ModelGraph`` is traced for one micro-batch on one data-parallel rank. Depth is folded: each
+distinct block is held once (a *kind*), and ``units`` lists its copies in order.
+
+    free ──────────────┬───────────┬──────────┐     masks, rotary tables, shifted labels: no parameters,
+    batch ─→ prologue ─→ layers.0 ─→ layers.1 ─→ epilogue ─→ loss       recomputed by whoever needs them
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
+
+__all__ = ["Block", "Gemm", "ModelGraph", "Op", "OpKind", "Origin", "Saved", "Unit", "Value"]
+
+
+class Origin(StrEnum):
+    """Where a value comes from."""
+
+    INPUT = "input"
+    PARAMETER = "parameter"
+    BUFFER = "buffer"
+    OP = "op"
+
+
+class OpKind(StrEnum):
+    """Which curve of the cost model prices an op."""
+
+    GEMM = "gemm"
+    ATTENTION = "attention"
+    MEMORY = "memory"
+    VIEW = "view"
+
+
+@dataclass(frozen=True, slots=True)
+class Value:
+    """A tensor of a block. ``dtype`` is torch's name for it without the ``torch.`` (``bfloat16``)."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+    itemsize: int
+    requires_grad: bool
+    origin: Origin
+
+    @property
+    def nbytes(self) -> int:
+        return math.prod(self.shape) * self.itemsize
+
+
+@dataclass(frozen=True, slots=True)
+class Gemm:
+    """``batch`` products of (m, k) by (k, n). For attention: m queries, n keys, k head size."""
+
+    batch: int
+    m: int
+    n: int
+    k: int
+
+    @property
+    def flops(self) -> int:
+        return 2 * self.batch * self.m * self.n * self.k
+
+
+@dataclass(frozen=True, slots=True)
+class Saved:
+    """A tensor that the backward pass of an op keeps; storage shared inside a block is listed once.
+
+    ``value`` names the block's value that it is, or is None when it is internal to the op.
+    """
+
+    value: str | None
+    nbytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Op:
+    """One ATen call of a block. ``inputs`` are its tensor arguments in order, repeats included."""
+
+    name: str
+    target: str
+    module_path: str
+    kind: OpKind
+    inputs: tuple[str, ...]
+    output: str
+    flops_forward: int
+    flops_backward: int
+    bytes_forward: int
+    bytes_backward: int
+    gemm: Gemm | None = None
+    causal: bool = False
+    saved: tuple[Saved, ...] = ()
+
+
+@dataclass(slots=True)
+class Block:
+    """One distinct piece of the model, traced once.
+
+    ``parameters`` and ``buffers`` map a value's name to its name relative to ``path``, the first
+    module of this kind (empty for the prologue, the epilogue and what lies between blocks).
+    ``inputs`` are value names in calling order; ``outputs`` likewise. ``graph`` is the executable
+    ``torch.fx`` graph, in global shapes; its node names are the names used here.
+    """
+
+    kind: str
+    path: str
+    ops: tuple[Op, ...]
+    values: dict[str, Value]
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    parameters: dict[str, str]
+    buffers: dict[str, str]
+    graph: torch.fx.Graph
+    _strategies: dict[Any, Any] = field(default_factory=dict, repr=False)
+
+    @property
+    def saved_bytes(self) -> int:
+        """Bytes kept for backward by one micro-batch, parameters not counted."""
+        return sum(saved.nbytes for op in self.ops for saved in op.saved)
+
+    @property
+    def parameter_count(self) -> int:
+        return sum(math.prod(self.values[name].shape) for name in self.parameters)
+
+    @property
+    def flops_forward(self) -> int:
+        return sum(op.flops_forward for op in self.ops)
+
+    @property
+    def flops_backward(self) -> int:
+        return sum(op.flops_backward for op in self.ops)
+
+
+@dataclass(frozen=True, slots=True)
+class Unit:
+    """One call of a block in the chain.
+
+    ``name`` is unique and stable: the module path of a repeated block (``model.layers.3``), or
+    ``prologue``, ``epilogue``, ``between.3``. ``arguments`` gives, for each input of the block, the
+    value of the chain it is bound to; ``results`` names each output in the chain. Chain values are
+    ``batch.*`` (given by the caller), ``free.*`` (from the free block) or results of earlier units.
+    """
+
+    name: str
+    kind: str
+    path: str
+    arguments: tuple[str, ...]
+    results: tuple[str, ...]
+
+
+@dataclass(slots=True)
+class ModelGraph:
+    """A model and its loss for one micro-batch of ``micro_batch`` samples.
+
+    ``kinds`` holds each distinct block; ``units`` is the chain, prologue first. ``free`` computes the
+    ``free.*`` values from the batch and from buffers alone. ``loss`` names the chain value that is the
+    scalar loss. ``weight`` names the chain value that weighs this micro-batch's mean loss against
+    others (the number of targets not ignored), or is None when every micro-batch weighs the same.
+    ``tied`` lists groups of parameters that are one tensor, as (unit name, value name) pairs.
+    """
+
+    name: str
+    fingerprint: str
+    micro_batch: int
+    kinds: dict[str, Block]
+    units: tuple[Unit, ...]
+    free: Block
+    loss: str
+    weight: str | None
+    tied: tuple[tuple[tuple[str, str], ...], ...]
+    batch_inputs: dict[str, tuple[tuple[int, ...], str]]
+
+    def count(self, kind: str) -> int:
+        """How many units are copies of ``kind``."""
+        return sum(unit.kind == kind for unit in self.units)
+
+    @property
+    def parameter_count(self) -> int:
+        """Parameters of the whole model; a tied group counts once."""
+        total = sum(self.kinds[unit.kind].parameter_count for unit in self.units)
+        kind_of = {unit.name: unit.kind for unit in self.units}
+        for group in self.tied:
+            for unit_name, value in group[1:]:
+                total -= math.prod(self.kinds[kind_of[unit_name]].values[value].shape)
+        return total

@@ -1,0 +1,43 @@
+"""The ways in which one op can run when one mesh axis cuts it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from autoplan.graph.layout import Collective, Layout
+
+__all__ = ["InternalCollective", "Strategy"]
+
+
+@dataclass(frozen=True, slots=True)
+class InternalCollective:
+    """Communication that a special kernel does itself; ``nbytes`` by the convention of ``conversion``."""
+
+    kind: Collective
+    nbytes: int
+    phase: Literal["forward", "backward"]
+
+
+@dataclass(frozen=True, slots=True)
+class Strategy:
+    """One way to run an op on a mesh axis of n ranks.
+
+    Args:
+        name: ``R`` or ``R*`` (every rank does all of it), ``P`` (on partial sums), or the iteration
+            axis that is cut (``cut o``); what a plan file holds.
+        inputs: the layout that each entry of ``Op.inputs`` must have, in that order.
+        output: the layout of the result. A list result (split, unbind) has one layout for all.
+        share: True when each rank does 1/n of the op's work, False when each does all of it.
+        gemm_axis: for a matrix product, which of its sizes shrinks by n.
+        kernel: name of the local implementation when it is not the op itself on local tensors.
+        internal: what that kernel sends.
+    """
+
+    name: str
+    inputs: tuple[Layout, ...]
+    output: Layout
+    share: bool
+    gemm_axis: Literal["batch", "m", "n", "k"] | None = None
+    kernel: str | None = None
+    internal: tuple[InternalCollective, ...] = ()

@@ -1,0 +1,87 @@
+"""The answer as data: every decision, and nothing that must be computed from them again."""
+
+from __future__ import annotations
+
+import hashlib
+from enum import StrEnum
+from typing import Literal
+
+import msgspec
+
+from autoplan.plan.job import Precision
+
+__all__ = ["Plan", "Schedule", "StagePlan"]
+
+MESH_AXES = ("pp", "dp", "fsdp", "cp", "tp")
+"""Mesh axes from the outermost to the innermost: consecutive ranks differ in tp first."""
+
+
+class Schedule(StrEnum):
+    """The order of micro-batches in a pipeline."""
+
+    ONE_F_ONE_B = "1f1b"
+
+
+class StagePlan(msgspec.Struct, frozen=True, kw_only=True):
+    """One pipeline stage: the units it runs, in order, and those whose forward it runs again in backward."""
+
+    units: tuple[str, ...]
+    recompute: tuple[str, ...] = ()
+
+
+class Plan(msgspec.Struct, frozen=True, kw_only=True):
+    """How to train one model on one number of ranks.
+
+    ``world size = pp · dp · fsdp · cp · tp``; ranks are numbered with tp innermost, then cp, fsdp, dp,
+    pp (``MESH_AXES``). ``dp`` counts whole replicas of the state and ``fsdp`` the ranks that share one,
+    so HSDP is both above 1 and ``dp · fsdp`` ranks each take their share of the batch:
+    ``global_batch = micro_batch · num_micro_batches · dp · fsdp``.
+
+    ``zero`` says what a rank keeps between uses, along ``fsdp``: 0 everything (fsdp is 1), 1 shards of
+    the optimizer state, 2 also of gradients, 3 also of parameters.
+
+    ``layouts`` maps a block kind and the name of an op or parameter to the name of its strategy on the
+    tp axis (see ``graph.axes``); ``boundary`` is the layout of what passes between units.
+    """
+
+    format: Literal["autoplan.plan/1"] = "autoplan.plan/1"
+    model: str
+    fingerprint: str
+    global_batch: int
+    precision: Precision
+    pp: int = 1
+    dp: int = 1
+    fsdp: int = 1
+    cp: int = 1
+    tp: int = 1
+    ep: int = 1
+    vpp: int = 1
+    schedule: Schedule = Schedule.ONE_F_ONE_B
+    micro_batch: int
+    num_micro_batches: int
+    zero: int = 0
+    stages: tuple[StagePlan, ...]
+    boundary: str = "R"
+    layouts: dict[str, dict[str, str]] = {}
+
+    @property
+    def world_size(self) -> int:
+        return self.pp * self.dp * self.fsdp * self.cp * self.tp
+
+    @property
+    def data_ranks(self) -> int:
+        """How many ways the global batch is cut."""
+        return self.dp * self.fsdp
+
+    @property
+    def recompute(self) -> str:
+        """``none``, ``full``, or ``mixed`` when only some units are recomputed."""
+        recomputed = sum(len(stage.recompute) for stage in self.stages)
+        if recomputed == 0:
+            return "none"
+        eligible = sum(len([u for u in stage.units if u not in ("prologue", "epilogue")]) for stage in self.stages)
+        return "full" if recomputed >= eligible else "mixed"
+
+    def hash(self) -> str:
+        """A digest of every decision; ranks compare it before their first collective."""
+        return hashlib.sha256(msgspec.json.encode(self, order="sorted")).hexdigest()[:16]

@@ -1,0 +1,97 @@
+"""What a search returns: always a value with a status, never an exception for "nothing fits"."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any
+
+import msgspec
+
+from autoplan.cost.estimate import Estimate
+from autoplan.plan import Plan
+
+__all__ = ["Candidate", "Cure", "SearchResult", "Status"]
+
+
+class Status(StrEnum):
+    """How sure the answer is; the value is what people and ``--json`` see."""
+
+    OPTIMAL = "optimal"
+    WITHIN_GAP = "within_gap"
+    LIMIT = "limit"
+    INFEASIBLE = "infeasible"
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A plan with its price."""
+
+    plan: Plan
+    estimate: Estimate
+
+
+@dataclass(frozen=True, slots=True)
+class Cure:
+    """A change that would make a job fit: the option to change, its new value, and a sentence for people."""
+
+    option: str
+    value: str
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class SearchResult:
+    """The best plan of the stated space.
+
+    ``bound_s``: no plan of the space has a modelled step time below it. ``gap`` is
+    ``step_time / bound - 1``. ``best`` is None when the status is infeasible; then ``conflict`` says
+    what cannot be met together and ``cures`` what would mend it, the smallest first.
+    """
+
+    status: Status
+    gap: float
+    bound_s: float
+    best: Candidate | None
+    runners_up: tuple[Candidate, ...]
+    seconds: float
+    candidates: int
+    pruned: int
+    conflict: str = ""
+    cures: tuple[Cure, ...] = ()
+
+    @property
+    def plan(self) -> Plan | None:
+        return self.best.plan if self.best else None
+
+    @property
+    def estimate(self) -> Estimate | None:
+        return self.best.estimate if self.best else None
+
+    def to_json(self) -> dict[str, Any]:
+        """The object that ``autoplan search --json`` prints; its keys keep their meaning."""
+        return {
+            "status": self.status.value,
+            "gap": self.gap,
+            "bound_s": self.bound_s,
+            "plan": _plan_json(self.plan),
+            "estimate": msgspec.to_builtins(self.estimate),
+            "runners_up": [
+                {"plan": _plan_json(c.plan, brief=True), "estimate": msgspec.to_builtins(c.estimate)}
+                for c in self.runners_up
+            ],
+            "search": {"seconds": self.seconds, "candidates": self.candidates, "pruned": self.pruned},
+            "conflict": self.conflict,
+            "cures": [{"option": c.option, "value": c.value, "text": c.text} for c in self.cures],
+        }
+
+
+def _plan_json(plan: Plan | None, brief: bool = False) -> dict[str, Any] | None:
+    if plan is None:
+        return None
+    data = msgspec.to_builtins(plan)
+    data["recompute"] = plan.recompute
+    data["world_size"] = plan.world_size
+    if brief:
+        del data["layouts"]
+    return data
