@@ -1,0 +1,95 @@
+"""What must hold inside a plan, whatever the model: degrees, batch, stages, layouts.
+
+Whether a plan fits a *model* (its units, its fingerprint) or a *world* (the number of ranks) is for
+those who have the model and the world to check.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+from autoplan.errors import PlanError
+from autoplan.graph.layout import Layout
+from autoplan.plan.plan import Plan
+
+__all__ = ["validate_plan"]
+
+_CORRECT = "correct the plan, or search for one with `autoplan search`"
+_COUNTS = ("global_batch", "pp", "dp", "fsdp", "cp", "tp", "ep", "vpp", "micro_batch", "num_micro_batches")
+_NOT_YET = ("cp", "ep", "vpp")
+
+
+def validate_plan(plan: Plan) -> None:
+    """Raises PlanError naming the first decision of ``plan`` that contradicts another."""
+    _check_degrees(plan)
+    _check_batch(plan)
+    _check_stages(plan)
+    _check_layouts(plan)
+
+
+def _check_degrees(plan: Plan) -> None:
+    for name in _COUNTS:
+        if getattr(plan, name) < 1:
+            raise PlanError(name, getattr(plan, name), "an integer of at least 1", _CORRECT)
+    for name in _NOT_YET:
+        if getattr(plan, name) != 1:
+            raise PlanError(name, getattr(plan, name), "1, the only degree that this version runs", _CORRECT)
+    if plan.zero not in (0, 1, 2, 3):
+        raise PlanError("zero", plan.zero, "0, 1, 2 or 3", _CORRECT)
+    if (plan.zero == 0) != (plan.fsdp == 1):
+        expected = "0, as fsdp is 1 and nothing is sharded" if plan.fsdp == 1 else f"1, 2 or 3, as fsdp is {plan.fsdp}"
+        raise PlanError("zero", plan.zero, expected, _CORRECT)
+
+
+def _check_batch(plan: Plan) -> None:
+    product = plan.micro_batch * plan.num_micro_batches * plan.dp * plan.fsdp
+    if plan.global_batch != product:
+        raise PlanError(
+            "global_batch",
+            plan.global_batch,
+            f"micro_batch · num_micro_batches · dp · fsdp = {plan.micro_batch} · {plan.num_micro_batches} · "
+            f"{plan.dp} · {plan.fsdp} = {product}",
+            _CORRECT,
+        )
+
+
+def _check_stages(plan: Plan) -> None:
+    if len(plan.stages) != plan.pp:
+        raise PlanError("stages", f"{len(plan.stages)} stages", f"pp = {plan.pp} stages", _CORRECT)
+    home: dict[str, int] = {}
+    for index, stage in enumerate(plan.stages):
+        where = f"stages[{index}]"
+        if not stage.units:
+            raise PlanError(f"{where}.units", [], "at least one unit", _CORRECT)
+        for unit in stage.units:
+            if unit in home:
+                expected = f"each unit once ({unit} is already in stages[{home[unit]}])"
+                raise PlanError(f"{where}.units", unit, expected, _CORRECT)
+            home[unit] = index
+        _check_recompute(f"{where}.recompute", stage.units, stage.recompute)
+
+
+def _check_recompute(where: str, units: Sequence[str], recompute: Sequence[str]) -> None:
+    seen: set[str] = set()
+    for unit in recompute:
+        if unit not in units:
+            raise PlanError(where, unit, "units of the same stage", _CORRECT)
+        if unit in seen:
+            raise PlanError(where, unit, "each unit once", _CORRECT)
+        seen.add(unit)
+
+
+def _check_layouts(plan: Plan) -> None:
+    _check_layout("boundary", plan.boundary)
+    for kind, choices in plan.layouts.items():
+        for name, strategy in choices.items():
+            if not re.fullmatch(r"cut \S+", strategy):
+                _check_layout(f"layouts.{kind}.{name}", strategy)
+
+
+def _check_layout(field: str, text: str) -> None:
+    try:
+        Layout.parse(text)
+    except PlanError as error:
+        raise PlanError(field, text, error.expected, _CORRECT) from None
