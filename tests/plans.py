@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 from hypothesis import strategies as st
 
 from autoplan.plan import Plan, Precision, StagePlan
@@ -27,14 +29,19 @@ def hand_made_plan(**changes: object) -> Plan:
             StagePlan(units=(*LAYERS[4:], "epilogue")),
         ),
         "boundary": "S(1)",
-        "layouts": {"block": {"linear": "cut o", "linear_1": "cut i", "add": "R"}, "prologue": {"embedding": "cut v"}},
+        "layouts": {
+            "block": {"linear": "cut o", "linear_1": "cut i", "add": "R"},
+            "prologue": {"embedding": "cut v"},
+        },
     }
     return Plan(**{**fields, **changes})  # pyright: ignore[reportArgumentType]
 
 
 _names = st.text(min_size=1, max_size=8).filter(lambda text: text.isprintable())
 _layouts = st.sampled_from(["R", "R*", "P", "S(0)", "S(1)", "S(2/3)"])
-_choices = st.dictionaries(_names, st.one_of(_layouts, st.sampled_from(["cut o", "cut i", "cut b"])), max_size=3)
+_choices = st.dictionaries(
+    _names, st.one_of(_layouts, st.sampled_from(["cut o", "cut i", "cut b"])), max_size=3
+)
 
 
 @st.composite
@@ -46,7 +53,7 @@ def plans(draw: st.DrawFn) -> Plan:
     cuts = sorted(draw(st.permutations(range(1, len(units))))[: pp - 1])
     ends = [0, *cuts, len(units)]
     stages = []
-    for first, last in zip(ends, ends[1:], strict=False):
+    for first, last in pairwise(ends):
         mine = tuple(units[first:last])
         stages.append(StagePlan(units=mine, recompute=tuple(draw(st.sets(st.sampled_from(mine))))))
     return Plan(

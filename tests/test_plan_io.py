@@ -112,7 +112,9 @@ def test_a_missing_field_is_named(tmp_path: Path) -> None:
     assert refused(tmp_path / "plan.json", raw).field.endswith("plan.json: model")
 
 
-@pytest.mark.parametrize("text", ["", "{", "[" * 100_000, '{"pp": 1,}', "[]", "null", "3", '{"pp": ' + "9" * 5000 + "}"])
+@pytest.mark.parametrize(
+    "text", ["", "{", "[" * 100_000, '{"pp": 1,}', "[]", "null", "3", '{"pp": ' + "9" * 5000 + "}"]
+)
 def test_text_that_is_no_plan_is_refused(text: str, tmp_path: Path) -> None:
     error = refused(tmp_path / "plan.json", text)
     assert error.field.startswith(str(tmp_path / "plan.json"))

@@ -106,7 +106,9 @@ def _check_names(prefix: str, raw: dict[str, Any], struct: type[msgspec.Struct])
     known = struct.__struct_fields__
     for name, value in raw.items():
         if name not in known:
-            raise PlanError(prefix + name, value, f"one of the fields {', '.join(known)}", "remove or rename it")
+            raise PlanError(
+                prefix + name, value, f"one of the fields {', '.join(known)}", "remove or rename it"
+            )
 
 
 def _located(path: str, raw: Any, message: str) -> PlanError:
@@ -123,7 +125,9 @@ def _located(path: str, raw: Any, message: str) -> PlanError:
     elif kinds := re.match(r"Expected `([^`]+)`", what):
         expected = " or ".join(_ARTICLES.get(kind, kind) for kind in kinds[1].split(" | "))
     else:
-        expected = f"one of {', '.join(_CHOICES.get(field.lstrip('.'), ['the values in `autoplan show --schema`']))}"
+        expected = (
+            f"one of {', '.join(_CHOICES.get(field.lstrip('.'), ['the values in `autoplan show --schema`']))}"
+        )
     return PlanError(f"{path}: {field.lstrip('.')}" if field else path, value, expected, _REWRITE)
 
 

@@ -51,6 +51,13 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
 
     def __post_init__(self) -> None:
         if self.global_batch < 1:
-            raise InputError("--global-batch", self.global_batch, "an integer of at least 1", "give the samples of one optimizer step")
+            raise InputError(
+                "--global-batch",
+                self.global_batch,
+                "an integer of at least 1",
+                "give the samples of one optimizer step",
+            )
         if self.tokens_per_sample < 0:
-            raise InputError("--seq", self.tokens_per_sample, "an integer of at least 1", "give the sequence length")
+            raise InputError(
+                "--seq", self.tokens_per_sample, "an integer of at least 1", "give the sequence length"
+            )

@@ -79,7 +79,9 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
         recomputed = sum(len(stage.recompute) for stage in self.stages)
         if recomputed == 0:
             return "none"
-        eligible = sum(len([u for u in stage.units if u not in ("prologue", "epilogue")]) for stage in self.stages)
+        eligible = sum(
+            len([u for u in stage.units if u not in ("prologue", "epilogue")]) for stage in self.stages
+        )
         return "full" if recomputed >= eligible else "mixed"
 
     def hash(self) -> str:

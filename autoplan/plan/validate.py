@@ -38,7 +38,11 @@ def _check_degrees(plan: Plan) -> None:
     if plan.zero not in (0, 1, 2, 3):
         raise PlanError("zero", plan.zero, "0, 1, 2 or 3", _CORRECT)
     if (plan.zero == 0) != (plan.fsdp == 1):
-        expected = "0, as fsdp is 1 and nothing is sharded" if plan.fsdp == 1 else f"1, 2 or 3, as fsdp is {plan.fsdp}"
+        expected = (
+            "0, as fsdp is 1 and nothing is sharded"
+            if plan.fsdp == 1
+            else f"1, 2 or 3, as fsdp is {plan.fsdp}"
+        )
         raise PlanError("zero", plan.zero, expected, _CORRECT)
 
 
