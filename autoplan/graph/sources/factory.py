@@ -26,6 +26,9 @@ FACTORY_RETURNS = (
 )
 """What a factory may return, for messages and for ``--help``."""
 
+MOST_SUGGESTIONS = 8
+"""How many functions of a module a message lists."""
+
 
 def factory_source(location: str, name: str, seq: int | None) -> ModelSource:
     """The model that ``location:name`` makes.
@@ -90,8 +93,11 @@ def _attribute(module: ModuleType, name: str, spec: str) -> Callable[[], Any]:
     factory = getattr(module, name, None)
     if callable(factory):
         return factory
-    own = [n for n, v in vars(module).items() if inspect.isfunction(v) and v.__module__ == module.__name__]
-    remedy = f"name one of its functions: {', '.join(own)}" if own else "define it there"
+    functions = (
+        n for n, v in vars(module).items() if inspect.isfunction(v) and v.__module__ == module.__name__
+    )
+    public = [n for n in functions if not n.startswith("_")][:MOST_SUGGESTIONS]
+    remedy = f"name one of its functions, such as {', '.join(public)}" if public else "define it there"
     raise ModelError("MODEL", spec, f"a function {name} in that module", remedy)
 
 
@@ -129,4 +135,4 @@ def _parts(made: Any, spec: str) -> tuple[nn.Module, Any, Callable[[Any, Any], A
 
 
 def _told(error: Exception) -> str:
-    return f"{type(error).__name__}: {error}"
+    return " ".join(f"{type(error).__name__}: {error}".split())

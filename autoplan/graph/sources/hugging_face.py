@@ -191,5 +191,8 @@ def _build(model_class: Any, config: Any, file: Path) -> nn.Module:
 
 def _wrong_fields(file: Path, error: Exception) -> ModelError:
     return ModelError(
-        str(file), f"{type(error).__name__}: {error}", "fields that make a model", "correct the config"
+        str(file),
+        " ".join(f"{type(error).__name__}: {error}".split()),
+        "fields that make a model",
+        "correct the config",
     )
