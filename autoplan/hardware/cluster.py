@@ -1,0 +1,137 @@
+"""The cluster: a device, the levels that join many of it, and what moving bytes between them costs."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import msgspec
+import numpy as np
+from msgspec import Meta
+
+from autoplan.errors import ProfileError
+from autoplan.hardware import collectives
+from autoplan.hardware.device import Device
+from autoplan.hardware.interpolate import as_given
+from autoplan.hardware.level import COLLECTIVES, Level
+from autoplan.hardware.source import Fraction, Positive, Source
+
+__all__ = ["Cluster"]
+
+
+class Cluster(
+    msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True, dict=True
+):
+    """A hardware profile at a certain size. In TOML its levels are ``[[level]]`` tables.
+
+    Ranks are numbered node by node: level 0 (the node) fastest, then the levels above.
+
+    Args:
+        format: version of the schema.
+        levels: innermost first; each holds ``size`` units of the one below.
+        overlap: share of communication that can hide behind compute.
+        price_per_device_hour: in US dollars, if known.
+        source: for ``overlap`` and the price, a key of ``sources``.
+    """
+
+    format: Literal[1] = 1
+    name: str
+    description: str = ""
+    overlap: Fraction
+    source: dict[str, str]
+    device: Device
+    levels: Annotated[tuple[Level, ...], Meta(min_length=1, max_length=8)] = msgspec.field(name="level")
+    sources: dict[str, Source]
+    price_per_device_hour: Positive | None = None
+
+    @classmethod
+    def load(cls, name_or_path: str | Path) -> Cluster:
+        """The profile of that name (shipped, or in the user's cache), or of that TOML file.
+
+        Raises:
+            ProfileError: there is none, or it is not a valid profile; names the file and the field.
+        """
+        from autoplan.hardware.profile_file import read_profile
+        from autoplan.hardware.profile_path import find_profile
+
+        return read_profile(find_profile(name_or_path))
+
+    @classmethod
+    def of(
+        cls, name_or_path: str | Path | Cluster, nodes: int | None = None, gpus: int | None = None
+    ) -> Cluster:
+        """The profile with ``nodes`` nodes, or with ``gpus`` devices in all; by default as it is written.
+
+        Raises:
+            ProfileError: no such profile, or it cannot have that size.
+        """
+        from autoplan.hardware.cluster_size import resized
+
+        cluster = name_or_path if isinstance(name_or_path, Cluster) else cls.load(name_or_path)
+        return resized(cluster, nodes, gpus)
+
+    @property
+    def world_size(self) -> int:
+        """Devices in all."""
+        return math.prod(level.size for level in self.levels)
+
+    @property
+    def node_size(self) -> int:
+        """Devices of a node: the innermost level."""
+        return self.levels[0].size
+
+    @property
+    def nodes(self) -> int:
+        return self.world_size // self.node_size
+
+    def collective_time_s(self, kind: str, nbytes: Any, size: int, stride: int = 1) -> Any:
+        """Seconds for a collective over groups of ``size`` ranks ``stride`` apart, all groups at once.
+
+        Args:
+            kind: ``all_reduce``, ``all_gather``, ``reduce_scatter``, ``all_to_all`` or ``send_recv``
+                (a ``graph.Collective`` is one of these strings).
+            nbytes: of the whole tensor (an all-gather's output, a reduce-scatter's input); for an
+                all-to-all, what one rank holds. A number or an array.
+            size: ranks in a group; 1 costs nothing.
+            stride: distance between neighbours of a group in rank numbering.
+
+        Raises:
+            ProfileError: unknown kind, or a group that does not fit the cluster.
+
+        The model and its sources: ``autoplan.hardware.collectives`` and ``Level.time_s``.
+        """
+        if kind not in COLLECTIVES:
+            raise ProfileError("collective", kind, f"one of {', '.join(COLLECTIVES)}", "correct the name")
+        if kind == "send_recv":
+            return self.p2p_time_s(nbytes, stride, size)
+        self._check_group(size, stride)
+        return _free_if_empty(nbytes, collectives.collective_time_s(self.levels, kind, nbytes, size, stride))
+
+    def p2p_time_s(self, nbytes: Any, stride: int, size: int = 2) -> Any:
+        """Seconds for every rank to send ``nbytes`` to the one ``stride`` further on, all at once.
+
+        ``size`` is the length of the chain (the pipeline's stages): a chain that crosses nodes is
+        priced at that crossing.
+        """
+        self._check_group(size, stride)
+        return _free_if_empty(nbytes, collectives.p2p_time_s(self.levels, nbytes, stride, size))
+
+    def _check_group(self, size: int, stride: int) -> None:
+        if size < 1 or stride < 1 or (size - 1) * stride >= self.world_size:
+            raise ProfileError(
+                "group",
+                f"{size} ranks {stride} apart",
+                f"a group inside the {self.world_size} devices of {self.name}",
+                "give the cluster more nodes, or use smaller groups",
+            )
+
+    def __str__(self) -> str:
+        counts = " x ".join(str(level.size) for level in reversed(self.levels))
+        return f"{self.name}: {counts} {self.device.name}"
+
+
+def _free_if_empty(nbytes: Any, time_s: Any) -> Any:
+    if isinstance(nbytes, np.ndarray):
+        return np.where(nbytes > 0, time_s, 0.0)
+    return as_given(time_s) if nbytes > 0 else 0.0

@@ -1,0 +1,139 @@
+"""One accelerator, or one rank's share of a CPU, and how long its ops take."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from typing import Annotated, Any, Literal
+
+import msgspec
+from msgspec import Meta
+
+from autoplan.errors import ProfileError
+from autoplan.hardware.gemm import GemmShape, attention_flops, attention_prior, gemm_prior, sizes_of
+from autoplan.hardware.interpolate import LogGrid, TimeCurve, as_given, greater
+from autoplan.hardware.source import Count, Efficiency, Positive, Quantity
+from autoplan.hardware.tables import AttentionEfficiency, AttentionTable, GemmTable, MemoryTable
+
+__all__ = ["DTYPE_BYTES", "Device"]
+
+DTYPE_BYTES = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2}
+
+
+class Device(
+    msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True, dict=True
+):
+    """What one rank computes on. Times below are seconds; sizes may be numbers or numpy arrays.
+
+    Args:
+        memory_bytes: all memory of the device; on a CPU the machine's, divided by its ranks.
+        usable_bytes: what the framework can allocate of it.
+        memory_bytes_per_s: peak bandwidth of that memory.
+        memory_efficiency: fraction of it that large memory-bound ops reach, where not measured.
+        launch_s: least time between two ops.
+        peak_flops: FLOP/s by dtype (dense), on a CPU the best that was measured.
+        gemm_efficiency: fraction of peak that large products reach, by dtype, where not measured.
+        attention_efficiency: the same for fused attention.
+        compute_units: multiprocessors of a GPU; 0 on a CPU.
+        threads: threads that a rank computed with when a CPU was measured.
+        source: for each figure above, a key of the profile's ``sources``.
+        gemm, memory, attention: measured tables, which replace the fractions.
+    """
+
+    name: str
+    kind: Literal["cuda", "cpu"]
+    memory_bytes: Count
+    usable_bytes: Count
+    memory_bytes_per_s: Positive
+    memory_efficiency: Efficiency
+    launch_s: Quantity
+    peak_flops: dict[str, Positive]
+    gemm_efficiency: dict[str, Efficiency]
+    attention_efficiency: AttentionEfficiency
+    source: dict[str, str]
+    compute_units: Annotated[int, Meta(ge=0, le=2**20)] = 0
+    threads: Annotated[int, Meta(ge=0, le=2**20)] = 0
+    gemm: tuple[GemmTable, ...] = ()
+    memory: MemoryTable | None = None
+    attention: tuple[AttentionTable, ...] = ()
+
+    def peak(self, dtype: str) -> float:
+        """Peak FLOP/s of dense matrix products. Raises ProfileError where the profile has no figure."""
+        if dtype not in self.peak_flops:
+            known = ", ".join(self.peak_flops)
+            raise ProfileError(
+                "dtype",
+                dtype,
+                f"one that {self.name} has figures for ({known})",
+                f"choose another precision, or add device.peak_flops.{dtype} to the profile",
+            )
+        return self.peak_flops[dtype]
+
+    def gemm_time_s(self, gemm: GemmShape | tuple[Any, Any, Any, Any], dtype: str) -> Any:
+        """Seconds for ``batch`` products of (m, k) by (k, n): the roofline with measured efficiency.
+
+        ``max(2 b m n k / (peak eff(m, n, k)), itemsize b (m k + k n + m n) / bandwidth) + launch``
+        (Williams et al., 2009, with efficiency interpolated in log m, log n, log k; the form of
+        SimuMax and Calculon). Where a dtype was not measured, ``gemm_prior`` stands in.
+        """
+        batch, m, n, k = sizes_of(gemm)
+        compute_s = 2 * batch * m * n * k / self._gemm_rate(batch, m, n, k, dtype)
+        nbytes = DTYPE_BYTES.get(dtype, 4) * batch * (m * k + k * n + m * n)
+        return as_given(greater(compute_s, self._stream_s(nbytes)) + self.launch_s)
+
+    def attention_time_s(
+        self, batch: Any, m: Any, n: Any, k: Any, dtype: str, causal: bool, backward: bool = False
+    ) -> Any:
+        """Seconds for fused attention: ``batch`` sequences x heads, m queries, n keys, head size k.
+
+        FLOP over the measured rate, or over ``peak`` times ``attention_prior``; never faster than
+        reading q, k, v and writing the output (and, backward, their gradients).
+        """
+        flops = attention_flops(batch, m, n, k, causal=causal, backward=backward)
+        nbytes = DTYPE_BYTES.get(dtype, 4) * batch * (2 * m * k + 2 * n * k) * (2 if backward else 1)
+        rate = self._attention_rate(batch, m, n, k, dtype, causal, backward)
+        return as_given(greater(flops / rate, self._stream_s(nbytes)) + self.launch_s)
+
+    def memory_time_s(self, nbytes: Any) -> Any:
+        """Seconds for an op that only reads and writes: ``nbytes`` in all, plus the launch."""
+        return as_given(self._stream_s(nbytes) + self.launch_s)
+
+    def _gemm_rate(self, batch: Any, m: Any, n: Any, k: Any, dtype: str) -> Any:
+        if grid := self._gemm_grids.get(dtype):
+            return grid(m, n, k)
+        ceiling = self.gemm_efficiency.get(dtype, 1.0)
+        return self.peak(dtype) * gemm_prior(batch, m, n, k, ceiling=ceiling, units=self.compute_units)
+
+    def _attention_rate(
+        self, batch: Any, m: Any, n: Any, k: Any, dtype: str, causal: bool, backward: bool
+    ) -> Any:
+        if grid := self._attention_grids.get((dtype, causal, backward)):
+            return grid(m, n, k)
+        efficiency = self.attention_efficiency
+        ceiling = efficiency.backward if backward else efficiency.forward
+        return self.peak(dtype) * attention_prior(batch, m, n, ceiling=ceiling, units=self.compute_units)
+
+    def _stream_s(self, nbytes: Any) -> Any:
+        if self._memory_curve is None:
+            return nbytes / (self.memory_bytes_per_s * self.memory_efficiency)
+        return self._memory_curve(greater(nbytes, 1e-3))
+
+    @cached_property
+    def _gemm_grids(self) -> dict[str, LogGrid]:
+        return {t.dtype: LogGrid([(p.m, p.n, p.k, p.flops_per_s) for p in t.points]) for t in self.gemm}
+
+    @cached_property
+    def _attention_grids(self) -> dict[tuple[str, bool, bool], LogGrid]:
+        grids = {}
+        for t in self.attention:
+            for backward in (False, True):
+                rates = [p.backward_flops_per_s if backward else p.forward_flops_per_s for p in t.points]
+                points = [(p.m, p.n, p.k, rate) for p, rate in zip(t.points, rates, strict=True)]
+                grids[t.dtype, t.causal, backward] = LogGrid(points)
+        return grids
+
+    @cached_property
+    def _memory_curve(self) -> TimeCurve | None:
+        if self.memory is None:
+            return None
+        points = self.memory.points
+        return TimeCurve([p.nbytes for p in points], [p.nbytes / p.bytes_per_s for p in points], floor=False)

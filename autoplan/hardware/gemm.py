@@ -1,0 +1,74 @@
+"""What fraction of peak a matrix product or fused attention reaches where nothing was measured.
+
+Priors only: a measured grid in the profile replaces them. Shape of the curves: a GPU computes a
+product in tiles of about 128 x 128, one per multiprocessor at a time, so too few tiles leave
+multiprocessors idle; ragged edges waste part of a tile; a short contracted axis does not cover the
+start and end of a tile.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+__all__ = ["GemmShape", "attention_flops", "attention_prior", "gemm_prior", "sizes_of"]
+
+TILE = 128
+EDGE = 16  # smallest granularity of the kernels' tiles
+HALF_DEPTH = 64  # contracted size at which half of the ceiling is reached (assumed)
+HALF_KEYS = 256  # the same for keys in attention (assumed; FlashAttention-2, figures 4 to 6)
+BACKWARD_FLOPS = 2.5  # of forward; FlashAttention-2 (Dao, 2023), section 4.1
+
+
+class GemmShape(Protocol):
+    """Anything with the four sizes of a batched product, such as ``autoplan.graph.Gemm``."""
+
+    @property
+    def batch(self) -> int: ...
+    @property
+    def m(self) -> int: ...
+    @property
+    def n(self) -> int: ...
+    @property
+    def k(self) -> int: ...
+
+
+def sizes_of(gemm: GemmShape | tuple[Any, Any, Any, Any]) -> tuple[Any, Any, Any, Any]:
+    """``(batch, m, n, k)`` of either form; the members of a tuple may be arrays."""
+    if isinstance(gemm, tuple):
+        return gemm
+    return gemm.batch, gemm.m, gemm.n, gemm.k
+
+
+def _occupancy(tiles: Any, units: int) -> Any:
+    """Mean share of the multiprocessors at work: the last wave is half empty on average."""
+    return tiles / (tiles + units / 2)
+
+
+def gemm_prior(batch: Any, m: Any, n: Any, k: Any, *, ceiling: float, units: int) -> Any:
+    """Fraction of peak for ``batch`` products of (m, k) by (k, n).
+
+    Args:
+        ceiling: fraction reached by large products.
+        units: multiprocessors of the device; 0 for a CPU, whose tiles are too small to matter.
+    """
+    depth = k / (k + HALF_DEPTH)
+    if not units:
+        return ceiling * depth
+    edges = (m / (-(-m // EDGE) * EDGE)) * (n / (-(-n // EDGE) * EDGE))
+    tiles = batch * -(-m // TILE) * -(-n // TILE)
+    return ceiling * depth * edges * _occupancy(tiles, units)
+
+
+def attention_prior(batch: Any, m: Any, n: Any, *, ceiling: float, units: int) -> Any:
+    """Fraction of peak for fused attention of m queries over n keys in ``batch`` sequences x heads."""
+    tiles = batch * -(-m // TILE)
+    return ceiling * (n / (n + HALF_KEYS)) * _occupancy(tiles, units)
+
+
+def attention_flops(batch: Any, m: Any, n: Any, k: Any, *, causal: bool, backward: bool) -> Any:
+    """FLOP of fused attention: two products forward, two and a half times as much backward.
+
+    ``4 b m n k`` forward, half if causal; backward recomputes the scores (FlashAttention-2, section 4.1).
+    """
+    flops = 4 * batch * m * n * k * (0.5 if causal else 1.0)
+    return flops * (BACKWARD_FLOPS if backward else 1.0)
