@@ -1,0 +1,91 @@
+"""Seconds that one op takes on one device, under one strategy.
+
+    GEMM       forward: one product; backward: one more for each operand that needs a gradient,
+               dX (m, n)·(n, k) and dW (k, m)·(m, n); the cut makes one of batch, m, n, k n times smaller
+    attention  the device's own forward and backward curves
+    memory     bytes touched over the device's bandwidth
+    view       nothing
+
+Every curve belongs to the device (``hardware``); this module only says which size to ask it for.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from autoplan.cost.times import NO_TIME, Times
+from autoplan.graph.ir import Gemm, OpKind
+
+if TYPE_CHECKING:
+    from autoplan.graph.ir import Block, Op
+    from autoplan.graph.strategy import Strategy
+    from autoplan.hardware import Cluster
+
+__all__ = ["cut_gemm", "op_times"]
+
+
+def op_times(block: Block, op: Op, strategy: Strategy, degree: int, cluster: Cluster) -> Times:
+    """Seconds of ``op`` on one of ``degree`` tp ranks, with what its kernel sends by itself."""
+    cut = degree if strategy.share else 1
+    if op.kind is OpKind.VIEW:
+        computed = NO_TIME
+    elif op.gemm is not None and op.kind is OpKind.GEMM:
+        computed = _gemm_times(block, op, op.gemm, strategy, cut, cluster)
+    elif op.gemm is not None and op.kind is OpKind.ATTENTION:
+        computed = _attention_times(block, op, op.gemm, strategy, cut, cluster)
+    else:
+        computed = _memory_times(op, cut, cluster)
+    return computed + _internal_times(strategy, degree, cluster)
+
+
+def cut_gemm(gemm: Gemm, axis: str | None, cut: int) -> Gemm:
+    """``gemm`` with ``axis`` made ``cut`` times smaller; without an axis, the batch or else m."""
+    if cut == 1:
+        return gemm
+    if axis is None:
+        axis = "batch" if gemm.batch % cut == 0 else "m"
+    return replace(gemm, **{axis: max(getattr(gemm, axis) // cut, 1)})
+
+
+def _gemm_times(block: Block, op: Op, gemm: Gemm, strategy: Strategy, cut: int, cluster: Cluster) -> Times:
+    dtype = block.values[op.output].dtype
+    size = cut_gemm(gemm, strategy.gemm_axis, cut)
+    b, m, n, k = size.batch, size.m, size.n, size.k
+    products = round(op.flops_backward / op.flops_forward) if op.flops_forward else 0
+    time_s = cluster.device.gemm_time_s
+    backward = 0.0
+    if products >= 1:
+        backward += time_s((b, m, k, n), dtype)
+    if products >= 2:
+        backward += time_s((b, k, n, m), dtype)
+    return Times(time_s((b, m, n, k), dtype), backward)
+
+
+def _attention_times(
+    block: Block, op: Op, gemm: Gemm, strategy: Strategy, cut: int, cluster: Cluster
+) -> Times:
+    dtype = block.values[op.output].dtype
+    size = cut_gemm(gemm, strategy.gemm_axis, cut)
+    sizes = (size.batch, size.m, size.n, size.k, dtype, op.causal)
+    backward = cluster.device.attention_time_s(*sizes, backward=True) if op.flops_backward else 0.0
+    return Times(cluster.device.attention_time_s(*sizes), backward)
+
+
+def _memory_times(op: Op, cut: int, cluster: Cluster) -> Times:
+    time_s = cluster.device.memory_time_s
+    return Times(
+        time_s(op.bytes_forward / cut) if op.bytes_forward else 0.0,
+        time_s(op.bytes_backward / cut) if op.bytes_backward else 0.0,
+    )
+
+
+def _internal_times(strategy: Strategy, degree: int, cluster: Cluster) -> Times:
+    forward = backward = 0.0
+    for send in strategy.internal:
+        seconds = cluster.collective_time_s(send.kind, send.nbytes, degree)
+        if send.phase == "forward":
+            forward += seconds
+        else:
+            backward += seconds
+    return Times(0.0, 0.0, forward, backward)

@@ -1,0 +1,52 @@
+"""The numbers of a plan, apart from which unit goes where and which layout each op has."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from autoplan.plan import Plan
+
+__all__ = ["Degrees"]
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Degrees:
+    """Sizes of the mesh axes, what they shard, and how the batch is cut (see ``Plan``)."""
+
+    pp: int
+    dp: int
+    fsdp: int
+    cp: int
+    tp: int
+    zero: int
+    micro_batch: int
+    num_micro_batches: int
+
+    @classmethod
+    def of(cls, plan: Plan) -> Degrees:
+        return cls(
+            plan.pp, plan.dp, plan.fsdp, plan.cp, plan.tp, plan.zero, plan.micro_batch, plan.num_micro_batches
+        )
+
+    @property
+    def world_size(self) -> int:
+        return self.pp * self.dp * self.fsdp * self.cp * self.tp
+
+    @property
+    def data_ranks(self) -> int:
+        return self.dp * self.fsdp
+
+    @property
+    def fsdp_stride(self) -> int:
+        """Distance between neighbours of an fsdp group; ranks are numbered with tp innermost."""
+        return self.tp * self.cp
+
+    @property
+    def dp_stride(self) -> int:
+        return self.fsdp_stride * self.fsdp
+
+    @property
+    def pp_stride(self) -> int:
+        return self.dp_stride * self.dp

@@ -1,0 +1,79 @@
+"""The price of any valid plan of a model: the same figures that the search compares."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from autoplan.cost.crossing import crossing_bytes
+from autoplan.cost.degrees import Degrees
+from autoplan.cost.step import Assignment, step_estimate
+from autoplan.cost.unit import StrategiesOf, unit_cost
+from autoplan.errors import PlanError
+from autoplan.graph.layout import Layout
+
+if TYPE_CHECKING:
+    from autoplan.cost.estimate import Estimate
+    from autoplan.graph.ir import ModelGraph
+    from autoplan.hardware import Cluster
+    from autoplan.plan import Job, Plan
+
+__all__ = ["price"]
+
+_AGAIN = "search again for this model and cluster"
+
+
+def price(
+    graph: ModelGraph, plan: Plan, job: Job, cluster: Cluster, *, strategies_of: StrategiesOf | None = None
+) -> Estimate:
+    """Predict the step time and memory of ``plan``.
+
+    Args:
+        graph: the model, traced for ``plan.micro_batch`` samples.
+        strategies_of: where the strategies of an op come from; ``graph.axes.strategies`` if None.
+
+    Raises PlanError if the plan is for another model, batch, world size or micro-batch.
+    """
+    _check(graph, plan, job, cluster)
+    if strategies_of is None:
+        from autoplan.graph.axes import strategies
+
+        strategies_of = strategies
+    degrees, boundary = Degrees.of(plan), Layout.parse(plan.boundary)
+    costs = {
+        kind: unit_cost(block, plan.layouts.get(kind, {}), boundary, plan.tp, cluster, strategies_of)
+        for kind, block in graph.kinds.items()
+    }
+    sent = crossing_bytes(graph, boundary, plan.tp)
+    return step_estimate(graph, costs, sent, _assignments(graph, plan), degrees, job, cluster)
+
+
+def _assignments(graph: ModelGraph, plan: Plan) -> list[Assignment]:
+    position = {unit.name: index for index, unit in enumerate(graph.units)}
+    stages, start = [], 0
+    for stage in plan.stages:
+        stop = start + len(stage.units)
+        stages.append(Assignment(start, stop, frozenset(position[name] for name in stage.recompute)))
+        start = stop
+    return stages
+
+
+def _check(graph: ModelGraph, plan: Plan, job: Job, cluster: Cluster) -> None:
+    for field, value, expected in (
+        ("fingerprint", plan.fingerprint, graph.fingerprint),
+        ("micro_batch", plan.micro_batch, graph.micro_batch),
+        ("global_batch", plan.global_batch, job.global_batch),
+        ("precision", plan.precision, job.precision),
+        ("world size", plan.world_size, cluster.world_size),
+    ):
+        if value != expected:
+            raise PlanError(field, value, str(expected), _AGAIN)
+    planned = [name for stage in plan.stages for name in stage.units]
+    chain = [unit.name for unit in graph.units]
+    if planned != chain:
+        wrong = next((p for p, c in zip(planned, chain, strict=False) if p != c), None)
+        raise PlanError(
+            "stages",
+            wrong or f"{len(planned)} units",
+            f"the {len(chain)} units of {graph.name} in order",
+            _AGAIN,
+        )

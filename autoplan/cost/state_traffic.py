@@ -1,0 +1,78 @@
+"""What the data axes send for one unit: parameters gathered, gradients reduced.
+
+As stock FSDP2 does it with mixed precision, each unit being one group, in the compute dtype:
+
+    zero   parameters gathered                     gradients scattered        summed over dp
+    0      (fsdp is 1)                             (fsdp is 1)                once a step
+    1      once a step, kept                       once a step                once a step
+    2      once a step, kept                       each micro-batch           once a step
+    3      each micro-batch, forward and backward  each micro-batch           once a step
+
+Volumes: Rajbhandari et al., 2020, section 7. Of what is sent, the share ``cluster.overlap`` hides
+behind compute while there is compute left to hide behind.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from autoplan.cost.degrees import Degrees
+from autoplan.cost.unit import UnitCost
+
+if TYPE_CHECKING:
+    from autoplan.hardware import Cluster
+    from autoplan.plan import Precision
+
+__all__ = ["StateTraffic", "exposed_s", "state_traffic"]
+
+
+@dataclass(frozen=True, slots=True)
+class StateTraffic:
+    """Seconds on the wire before anything is hidden: per forward, per backward, and per step."""
+
+    forward_s: float = 0.0
+    backward_s: float = 0.0
+    head_s: float = 0.0
+    tail_fsdp_s: float = 0.0
+    tail_dp_s: float = 0.0
+
+    def __add__(self, other: StateTraffic) -> StateTraffic:
+        return StateTraffic(
+            self.forward_s + other.forward_s,
+            self.backward_s + other.backward_s,
+            self.head_s + other.head_s,
+            self.tail_fsdp_s + other.tail_fsdp_s,
+            self.tail_dp_s + other.tail_dp_s,
+        )
+
+
+def state_traffic(unit: UnitCost, degrees: Degrees, precision: Precision, cluster: Cluster) -> StateTraffic:
+    """Seconds that the data axes send for one unit of a stage."""
+    gather = scatter = reduce = 0.0
+    if degrees.fsdp > 1:
+        size, stride = degrees.fsdp, degrees.fsdp_stride
+        gather = _sent_s("all_gather", unit.parameters * precision.compute_bytes, size, stride, cluster)
+        scatter = _sent_s("reduce_scatter", unit.trainable * precision.compute_bytes, size, stride, cluster)
+    if degrees.dp > 1:
+        shard = unit.trainable * precision.compute_bytes / degrees.fsdp
+        reduce = _sent_s("all_reduce", shard, degrees.dp, degrees.dp_stride, cluster)
+    match degrees.zero:
+        case 0 | 1:
+            return StateTraffic(0.0, 0.0, gather, scatter, reduce)
+        case 2:
+            return StateTraffic(0.0, scatter, gather, 0.0, reduce)
+        case _:
+            return StateTraffic(gather, gather + scatter, 0.0, 0.0, reduce)
+
+
+def exposed_s(comm_s: float, compute_s: float, overlap: float) -> float:
+    """What ``comm_s`` of communication adds to ``compute_s`` of compute that runs beside it.
+
+    Convex and growing in ``comm_s``, and never more than it: max((1 - overlap)·comm, comm - compute).
+    """
+    return comm_s - min(overlap * comm_s, compute_s)
+
+
+def _sent_s(kind: str, nbytes: float, size: int, stride: int, cluster: Cluster) -> float:
+    return cluster.collective_time_s(kind, nbytes, size, stride=stride) if nbytes else 0.0

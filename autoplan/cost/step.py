@@ -1,0 +1,131 @@
+"""The price of a complete plan.
+
+step = makespan of 1F1B over the stages, where a stage's forward and backward hold its compute,
+       its tp collectives and the parameter traffic that it waits for,
+       and after its last backward the gradients' reduction and the optimizer
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from autoplan.cost.degrees import Degrees
+from autoplan.cost.estimate import Estimate, StageEstimate
+from autoplan.cost.flops import model_flops
+from autoplan.cost.memory import stage_memory
+from autoplan.cost.pipeline import one_f_one_b
+from autoplan.cost.stage import StageTimes, stage_times
+from autoplan.cost.tied import shared_parameters
+from autoplan.cost.unit import UnitCost
+
+if TYPE_CHECKING:
+    from autoplan.graph.ir import ModelGraph
+    from autoplan.hardware import Cluster
+    from autoplan.plan import Job
+
+__all__ = ["Assignment", "step_estimate"]
+
+
+@dataclass(frozen=True, slots=True)
+class Assignment:
+    """Which units a stage runs (a range of the chain), and which of them it recomputes."""
+
+    start: int
+    stop: int
+    recompute: frozenset[int] = frozenset()
+
+
+def step_estimate(
+    graph: ModelGraph,
+    costs: Mapping[str, UnitCost],
+    sent_bytes: Sequence[float],
+    stages: Sequence[Assignment],
+    degrees: Degrees,
+    job: Job,
+    cluster: Cluster,
+) -> Estimate:
+    """Price ``stages`` of ``graph``.
+
+    Args:
+        costs: the price of a unit of each kind.
+        sent_bytes: what a cut after each unit sends (``crossing_bytes``).
+    """
+    priced, estimates = [], []
+    for index, stage in enumerate(stages):
+        units = [costs[unit.kind] for unit in graph.units[stage.start : stage.stop]]
+        again = [i in stage.recompute for i in range(stage.start, stage.stop)]
+        shared = shared_parameters(graph, costs, stage.start, stage.stop)
+        sent = sent_bytes[stage.stop - 1] if index + 1 < len(stages) else 0.0
+        times = stage_times(units, again, shared, degrees, job, cluster)
+        memory = stage_memory(units, again, shared, sent, index, degrees, job, cluster.device)
+        priced.append(times)
+        estimates.append(StageEstimate(forward_s=times.forward_s, backward_s=times.backward_s, memory=memory))
+    sends = [cluster.p2p_time_s(sent_bytes[stage.stop - 1], degrees.pp_stride) for stage in stages[:-1]]
+    step_s, parts = _step_parts(priced, sends, degrees.num_micro_batches)
+    return _estimate(graph, job, cluster, step_s, parts, tuple(estimates))
+
+
+def _step_parts(
+    stages: Sequence[StageTimes], sends: Sequence[float], m: int
+) -> tuple[float, dict[str, float]]:
+    """The makespan, and its seconds by cause on the stage that works most."""
+
+    def makespan(sends: Sequence[float]) -> float:
+        return one_f_one_b(
+            [s.forward_s for s in stages],
+            [s.backward_s for s in stages],
+            sends,
+            m,
+            [s.head_s for s in stages],
+            [s.tail_s for s in stages],
+        ).makespan_s
+
+    step_s = makespan(sends)
+    unsent_s = makespan([0.0] * len(sends)) if sends else step_s
+    busiest = max(stages, key=lambda s: s.head_s + m * (s.forward_s + s.backward_s) + s.tail_s)
+    times = busiest.times
+    parts = {
+        "compute": m * (times.forward_s + times.backward_s),
+        "recompute": m * busiest.recompute_s,
+        "tp_comm": m * (times.forward_comm_s + times.backward_comm_s),
+        "pp_comm": step_s - unsent_s,
+        "bubble": 0.0,
+        "fsdp_comm": m * (busiest.forward_fsdp_s + busiest.backward_fsdp_s)
+        + busiest.head_s
+        + busiest.tail_fsdp_s,
+        "dp_comm": busiest.tail_dp_s,
+        "optimizer": busiest.optimizer_s,
+    }
+    parts["bubble"] = max(step_s - sum(parts.values()), 0.0)
+    return step_s, parts
+
+
+def _estimate(
+    graph: ModelGraph,
+    job: Job,
+    cluster: Cluster,
+    step_s: float,
+    parts: dict[str, float],
+    stages: tuple[StageEstimate, ...],
+) -> Estimate:
+    per_rank = job.global_batch / graph.micro_batch / cluster.world_size / step_s
+    peak = cluster.device.peak(job.precision.compute_dtype)
+    flops_per_s = model_flops(graph, full_attention=False) * per_rank
+    tokens_per_s = job.global_batch * max(job.tokens_per_sample, 1) / step_s
+    worst = max(stage.memory.total for stage in stages)
+    limit = float(cluster.device.usable_bytes)
+    return Estimate(
+        step_time_s=step_s,
+        tokens_per_s=tokens_per_s,
+        tokens_per_s_per_gpu=tokens_per_s / cluster.world_size,
+        model_tflops_per_gpu=flops_per_s / 1e12,
+        mfu=flops_per_s / peak,
+        mfu_full_attention=model_flops(graph, full_attention=True) * per_rank / peak,
+        peak_memory_bytes=worst,
+        memory_limit_bytes=limit,
+        fits=worst <= limit,
+        parts=parts,
+        stages=stages,
+    )

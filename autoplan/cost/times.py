@@ -1,0 +1,32 @@
+"""Seconds of a forward and a backward pass, by what the device does in them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+__all__ = ["NO_TIME", "Times"]
+
+
+@dataclass(frozen=True, slots=True)
+class Times:
+    """Seconds of one micro-batch: computing, and waiting for collectives on the tp axis."""
+
+    forward_s: float = 0.0
+    backward_s: float = 0.0
+    forward_comm_s: float = 0.0
+    backward_comm_s: float = 0.0
+
+    @property
+    def total_s(self) -> float:
+        return self.forward_s + self.backward_s + self.forward_comm_s + self.backward_comm_s
+
+    def __add__(self, other: Times) -> Times:
+        return Times(
+            self.forward_s + other.forward_s,
+            self.backward_s + other.backward_s,
+            self.forward_comm_s + other.forward_comm_s,
+            self.backward_comm_s + other.backward_comm_s,
+        )
+
+
+NO_TIME = Times()

@@ -1,0 +1,170 @@
+"""The price of one unit of the chain when each of its ops runs under a given strategy."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from autoplan.cost.boundary import boundary_layout
+from autoplan.cost.compute import op_times
+from autoplan.cost.convert import conversion_times, local_bytes
+from autoplan.cost.times import NO_TIME, Times
+from autoplan.errors import PlanError
+from autoplan.graph.ir import Block, Op, Origin
+from autoplan.graph.layout import REPLICATE, Layout
+from autoplan.graph.strategy import Strategy
+
+if TYPE_CHECKING:
+    from autoplan.hardware import Cluster
+
+__all__ = ["StrategiesOf", "UnitCost", "saved_bytes", "unit_cost"]
+
+StrategiesOf = Callable[[Block, Op, int], tuple[Strategy, ...]]
+"""``graph.axes.strategies``, or a stand-in for it."""
+
+
+@dataclass(frozen=True, slots=True)
+class UnitCost:
+    """One unit on one tp rank, for one micro-batch.
+
+    Args:
+        times: seconds of both passes, without those of the parameters' data axes.
+        saved_bytes: what backward keeps.
+        input_bytes: the unit's inputs that carry a gradient: what a recomputed unit keeps instead.
+        workspace_bytes: the largest operands, result and gradients of one op, alive while it runs.
+        parameters: elements that the rank holds before the data axes cut them.
+        trainable: those of them that have a gradient.
+        sizes: elements of each parameter by value name.
+    """
+
+    times: Times
+    saved_bytes: float
+    input_bytes: float
+    workspace_bytes: float
+    parameters: float
+    trainable: float
+    sizes: Mapping[str, int]
+
+
+def unit_cost(
+    block: Block,
+    chosen: Mapping[str, str],
+    boundary: Layout,
+    degree: int,
+    cluster: Cluster,
+    strategies_of: StrategiesOf,
+) -> UnitCost:
+    """Price ``block`` under ``chosen``, a plan's strategy names and parameter layouts (R where absent).
+
+    Raises PlanError for a name that the block does not have, or that is none of an op's strategies.
+    """
+    strategies = {
+        op.name: _strategy(block, op, chosen.get(op.name, "R"), degree, strategies_of) for op in block.ops
+    }
+    stored = {name: Layout.parse(chosen.get(name, "R")) for name in block.parameters}
+    _refuse_strangers(block, chosen)
+
+    times, saved, workspace = NO_TIME, 0.0, 0.0
+    for op in block.ops:
+        strategy = strategies[op.name]
+        times += op_times(block, op, strategy, degree, cluster)
+        saved += saved_bytes(op, strategy, degree)
+        workspace = max(workspace, _workspace_bytes(block, op, strategy, degree))
+    produced = _produced(block, strategies, stored, boundary, degree)
+    for name, wanted in _demanded(block, strategies, boundary, degree):
+        times += conversion_times(block.values[name], produced[name], wanted, degree, cluster)
+
+    inputs = (block.values[name] for name in block.inputs)
+    sizes = {n: math.prod(stored[n].local_shape(block.values[n].shape, degree)) for n in block.parameters}
+    return UnitCost(
+        times=times,
+        saved_bytes=saved,
+        input_bytes=sum(
+            local_bytes(v, boundary_layout(v, boundary, degree), degree) for v in inputs if v.requires_grad
+        ),
+        workspace_bytes=workspace,
+        parameters=sum(sizes.values()),
+        trainable=sum(size for name, size in sizes.items() if block.values[name].requires_grad),
+        sizes=sizes,
+    )
+
+
+def saved_bytes(op: Op, strategy: Strategy, degree: int) -> float:
+    """Bytes that ``op`` keeps for backward on one of ``degree`` ranks."""
+    layouts = dict(zip(op.inputs, strategy.inputs, strict=False)) | {op.output: strategy.output}
+    total = 0.0
+    for saved in op.saved:
+        cut = strategy.share if saved.value is None else layouts.get(saved.value, REPLICATE).is_shard
+        total += saved.nbytes / degree if cut else saved.nbytes
+    return total
+
+
+def _workspace_bytes(block: Block, op: Op, strategy: Strategy, degree: int) -> float:
+    """An op's result with its gradient, and the gradients of its inputs."""
+    total = (
+        2 * local_bytes(block.values[op.output], strategy.output, degree)
+        if op.output in block.values
+        else 0.0
+    )
+    for name, layout in zip(op.inputs, strategy.inputs, strict=False):
+        value = block.values[name]
+        if value.requires_grad and value.origin is not Origin.PARAMETER:
+            total += local_bytes(value, layout, degree)
+    return total
+
+
+def _strategy(block: Block, op: Op, name: str, degree: int, strategies_of: StrategiesOf) -> Strategy:
+    if degree == 1:
+        whole = (REPLICATE,) * len(op.inputs)
+        return Strategy("R", whole, REPLICATE, share=False)
+    known = strategies_of(block, op, degree)
+    for strategy in known:
+        if strategy.name == name:
+            return strategy
+    raise PlanError(
+        f"layouts.{block.kind}.{op.name}",
+        name,
+        "one of " + ", ".join(s.name for s in known),
+        "correct the plan file",
+    )
+
+
+def _refuse_strangers(block: Block, chosen: Mapping[str, str]) -> None:
+    known = {op.name for op in block.ops} | set(block.parameters)
+    for name in chosen:
+        if name not in known:
+            raise PlanError(
+                f"layouts.{block.kind}",
+                name,
+                "an op or parameter of this block",
+                "search again for this model",
+            )
+
+
+def _produced(
+    block: Block,
+    strategies: Mapping[str, Strategy],
+    stored: Mapping[str, Layout],
+    boundary: Layout,
+    degree: int,
+) -> dict[str, Layout]:
+    produced = {name: boundary_layout(block.values[name], boundary, degree) for name in block.inputs}
+    produced |= dict.fromkeys(block.buffers, REPLICATE)
+    produced |= stored
+    produced |= {op.output: strategies[op.name].output for op in block.ops}
+    return produced
+
+
+def _demanded(
+    block: Block, strategies: Mapping[str, Strategy], boundary: Layout, degree: int
+) -> list[tuple[str, Layout]]:
+    """Each value and layout that someone needs, once: the program keeps a converted value."""
+    wanted = [
+        (name, layout)
+        for op in block.ops
+        for name, layout in zip(op.inputs, strategies[op.name].inputs, strict=True)
+    ]
+    wanted += [(name, boundary_layout(block.values[name], boundary, degree)) for name in block.outputs]
+    return list(dict.fromkeys(wanted))
