@@ -1,0 +1,194 @@
+"""From an ``nn.Module`` and example inputs to a clean ``torch.fx`` graph.
+
+``torch.export`` lifts parameters into inputs and leaves behind assertions, no-op casts and
+grad-mode regions. Here parameters become ``get_attr`` nodes again, the regions are inlined, and the
+rest is dropped, so that what remains is: placeholders for tensors, ``get_attr``, ATen calls, and an
+output that is a flat tuple. Every node keeps its fake value in ``meta["val"]``.
+"""
+
+from __future__ import annotations
+
+import operator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import fx, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.export.graph_signature import InputKind
+
+from autoplan.errors import TraceError
+
+__all__ = ["CleanGraph", "export_clean"]
+
+_aten = torch.ops.aten
+_DROPPED = (_aten._assert_tensor_metadata.default, _aten._assert_async.msg, _aten._assert_async.default)
+_CASTS = (_aten.to.dtype, _aten.to.dtype_layout, _aten.to.device, _aten._to_copy.default)
+
+
+@dataclass(slots=True)
+class CleanGraph:
+    """A graph and what its free names stand for.
+
+    ``inputs`` gives, for each tensor among the flat example inputs, the name of its placeholder.
+    """
+
+    graph: fx.Graph
+    inputs: list[str]
+    parameters: dict[str, str]
+    buffers: dict[str, str]
+
+
+def export_clean(
+    module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], mode: FakeTensorMode, path: str
+) -> CleanGraph:
+    """Export ``module`` on fake ``args`` and ``kwargs``; ``path`` is its name in error messages.
+
+    Raises:
+        TraceError: torch.export cannot capture the module, or it changes a tensor in place that
+            outlives the call (a buffer update), which a sharded program could not repeat faithfully.
+    """
+    try:
+        with mode:
+            program = torch.export.export(module, args, kwargs, strict=False)
+            if _mutates(program.graph):
+                program = program.run_decompositions({})
+    except TraceError:
+        raise
+    except Exception as error:
+        raise TraceError(
+            path or type(module).__name__, _first_line(error), "a module that torch.export captures",
+            "see the line named by torch.export.export(module, args, strict=False) and make its shapes independent of data",
+        ) from error
+    if program.graph_signature.buffers_to_mutate or program.graph_signature.user_inputs_to_mutate:
+        names = sorted(program.graph_signature.buffers_to_mutate.values())
+        raise TraceError(path, names, "no buffer that forward changes", "freeze these buffers, or call model.eval() on their module")
+    return _clean(program)
+
+
+def _first_line(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return f"{type(error).__name__}: {lines[0] if lines else ''}"
+
+
+def _mutates(graph: fx.Graph) -> bool:
+    return any(
+        node.op == "call_function" and isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable
+        for node in graph.nodes
+    )
+
+
+def _clean(program: torch.export.ExportedProgram) -> CleanGraph:
+    source = program.graph
+    graph = fx.Graph()
+    env: dict[fx.Node, Any] = {}
+    result = CleanGraph(graph, [], {}, {})
+    specs = {spec.arg.name: spec for spec in program.graph_signature.input_specs}
+    for node in source.nodes:
+        if node.op == "placeholder":
+            _place(node, specs[node.name], program, env, result)
+    _copy_body(source, program.graph_module, graph, env)
+    outputs = next(node for node in source.nodes if node.op == "output").args[0]
+    output = graph.output(tuple(env[node] for node in outputs))
+    output.meta["val"] = tuple(node.meta["val"] for node in outputs)
+    graph.eliminate_dead_code()
+    _drop_unused(graph, result)
+    return result
+
+
+def _place(
+    node: fx.Node, spec: Any, program: torch.export.ExportedProgram, env: dict[fx.Node, Any], result: CleanGraph
+) -> None:
+    graph = result.graph
+    value = node.meta.get("val")
+    if spec.kind in (InputKind.PARAMETER, InputKind.BUFFER, InputKind.CONSTANT_TENSOR):
+        new = graph.create_node("get_attr", spec.target, name=node.name)
+        table = result.parameters if spec.kind is InputKind.PARAMETER else result.buffers
+        table[new.name] = spec.target
+        if spec.kind is InputKind.PARAMETER:
+            node.meta["parameter"] = True
+            node.meta["trainable"] = program.state_dict[spec.target].requires_grad
+    elif isinstance(value, torch.Tensor):
+        new = graph.create_node("placeholder", node.name, name=node.name)
+        result.inputs.append(new.name)
+    else:
+        env[node] = None  # a constant argument: export has already specialised on it
+        return
+    new.meta.update(node.meta)
+    env[node] = new
+
+
+def _copy_body(source: fx.Graph, owner: fx.GraphModule, graph: fx.Graph, env: dict[fx.Node, Any]) -> None:
+    for node in source.nodes:
+        if node.op != "call_function" or node.target in _DROPPED:
+            continue
+        if _is_grad_region(node):
+            _inline(node, owner, graph, env)
+        elif _is_identity(node):
+            env[node] = env[node.args[0]]
+        elif node.target is operator.getitem and isinstance(env[node.args[0]], tuple | list):
+            env[node] = env[node.args[0]][node.args[1]]
+        else:
+            new = graph.node_copy(node, lambda n: env[n])
+            new.meta["val"] = node.meta.get("val")
+            env[node] = new
+
+
+def _is_grad_region(node: fx.Node) -> bool:
+    return getattr(node.target, "__name__", str(node.target)) in ("wrap_with_set_grad_enabled", "wrap_with_autocast")
+
+
+def _is_identity(node: fx.Node) -> bool:
+    """A cast to what the tensor already is."""
+    if node.target not in _CASTS or not isinstance(node.args[0], fx.Node):
+        return False
+    before, after = node.args[0].meta.get("val"), node.meta.get("val")
+    return isinstance(before, torch.Tensor) and isinstance(after, torch.Tensor) and before.dtype == after.dtype
+
+
+def _inline(node: fx.Node, owner: fx.GraphModule, graph: fx.Graph, env: dict[fx.Node, Any]) -> None:
+    """Inline a grad-mode (or disabled autocast) region.
+
+    A no-grad region is kept faithful by detaching its results; that is what the region means to autograd.
+    """
+    position = next(i for i, arg in enumerate(node.args) if isinstance(arg, fx.Node) and arg.op == "get_attr")
+    inner: fx.GraphModule = getattr(owner, str(node.args[position].target))  # type: ignore[union-attr]
+    enabled = node.args[0] if "set_grad" in getattr(node.target, "__name__", "") else True
+    arguments = node.args[position + 1 :]
+    placeholders = [n for n in inner.graph.nodes if n.op == "placeholder"]
+    inner_env: dict[fx.Node, Any] = {p: env[a] for p, a in zip(placeholders, arguments, strict=True)}  # type: ignore[index]
+    _copy_body(inner.graph, inner, graph, inner_env)
+    results = next(n for n in inner.graph.nodes if n.op == "output").args[0]
+    outputs = []
+    for result in results:  # type: ignore[union-attr]
+        value = inner_env[result]
+        if not enabled and _is_differentiable(value):
+            detached = graph.call_function(_aten.detach.default, (value,))
+            detached.meta.update(value.meta)
+            value = detached
+        outputs.append(value)
+    env[node] = tuple(outputs)
+
+
+def _is_differentiable(node: fx.Node) -> bool:
+    pending, seen = [node], set()
+    while pending:
+        here = pending.pop()
+        if here in seen:
+            continue
+        seen.add(here)
+        value = here.meta.get("val")
+        if here.op == "placeholder" and isinstance(value, torch.Tensor) and value.is_floating_point():
+            return True
+        if here.meta.get("trainable"):
+            return True
+        pending.extend(here.all_input_nodes)
+    return False
+
+
+def _drop_unused(graph: fx.Graph, result: CleanGraph) -> None:
+    for node in list(graph.nodes):
+        if node.op in ("placeholder", "get_attr") and not node.users:
+            graph.erase_node(node)
+            result.parameters.pop(node.name, None)
+            result.buffers.pop(node.name, None)

@@ -1,0 +1,121 @@
+"""Finding the repeated blocks of a module tree, before anything is traced.
+
+Most of a model's depth is siblings in one ``ModuleList`` or ``Sequential`` that differ only in the
+values of their parameters. Two siblings are copies of one block when their *signatures* are equal:
+class, parameters and buffers (name, shape, dtype, requires_grad), the plain attributes of every
+submodule, and so on down the tree. An integer attribute that merely counts the siblings
+(``layer_idx``) is left out of the signature; that the last copy really traces to the same graph as
+the first is checked when they are traced.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+__all__ = ["Repeat", "find_repeats"]
+
+_PLAIN = (bool, int, float, str, type(None))
+
+
+@dataclass(frozen=True, slots=True)
+class Repeat:
+    """Copies of one block: module paths in order, and the modules."""
+
+    paths: tuple[str, ...]
+    modules: tuple[nn.Module, ...]
+
+
+def find_repeats(model: nn.Module) -> list[Repeat]:
+    """The repeated blocks of ``model``, outermost first; a block inside a block is not reported.
+
+    A sibling counts only if it has parameters and submodules of its own (a bare ``Linear`` is an op,
+    not a block), and if it shares no parameter with the rest of the model.
+    """
+    shared = _shared_parameters(model)
+    repeats: list[Repeat] = []
+    _visit(model, "", shared, repeats)
+    return repeats
+
+
+def _visit(module: nn.Module, path: str, shared: set[int], repeats: list[Repeat]) -> None:
+    folded: set[str] = set()
+    if isinstance(module, nn.ModuleList | nn.Sequential):
+        for names in _copies(module, shared).values():
+            if len(names) > 1:
+                folded.update(names)
+                paths = tuple(f"{path}.{name}" if path else name for name in names)
+                repeats.append(Repeat(paths, tuple(module._modules[name] for name in names)))  # type: ignore[arg-type]
+    for name, child in module.named_children():
+        if name not in folded:
+            _visit(child, f"{path}.{name}" if path else name, shared, repeats)
+
+
+def _copies(container: nn.Module, shared: set[int]) -> dict[Any, list[str]]:
+    children = [
+        (name, child)
+        for name, child in container.named_children()
+        if next(child.children(), None) is not None and next(child.parameters(), None) is not None
+        and not any(id(p) in shared for p in child.parameters())
+    ]
+    counters = _counting_attributes([child for _, child in children])
+    groups: dict[Any, list[str]] = {}
+    for name, child in children:
+        groups.setdefault(_signature(child, counters), []).append(name)
+    return groups
+
+
+def _shared_parameters(model: nn.Module) -> set[int]:
+    seen: dict[int, int] = {}
+    for _, parameter in model.named_parameters(remove_duplicate=False):
+        seen[id(parameter)] = seen.get(id(parameter), 0) + 1
+    return {key for key, times in seen.items() if times > 1}
+
+
+def _counting_attributes(siblings: list[nn.Module]) -> set[str]:
+    """Names of integer attributes whose values over the siblings are consecutive, wherever they stand."""
+    names: set[str] | None = None
+    for index, sibling in enumerate(siblings):
+        here = {
+            (attribute, value - index)
+            for module in sibling.modules()
+            for attribute, value in vars(module).items()
+            if type(value) is int
+        }
+        names = here if names is None else names & here  # type: ignore[assignment]
+    constant = _constant_attributes(siblings)
+    return {attribute for attribute, _ in (names or set()) if attribute not in constant}  # type: ignore[misc]
+
+
+def _constant_attributes(siblings: list[nn.Module]) -> set[str]:
+    values: dict[str, set[int]] = {}
+    for sibling in siblings:
+        for module in sibling.modules():
+            for attribute, value in vars(module).items():
+                if type(value) is int:
+                    values.setdefault(attribute, set()).add(value)
+    return {attribute for attribute, found in values.items() if len(found) == 1}
+
+
+def _signature(module: nn.Module, counters: set[str]) -> Any:
+    tensors = tuple(
+        (kind, name, tuple(t.shape), str(t.dtype), t.requires_grad)
+        for kind, table in (("p", module._parameters), ("b", module._buffers))
+        for name, t in sorted(table.items())
+        if t is not None
+    )
+    plain = tuple(
+        (name, repr(value))
+        for name, value in sorted(vars(module).items())
+        if not name.startswith("__") and name not in counters and _is_plain(value)
+    )
+    children = tuple((name, _signature(child, counters)) for name, child in module.named_children())
+    return type(module), tensors, plain, children
+
+
+def _is_plain(value: Any) -> bool:
+    if isinstance(value, tuple | list):
+        return all(_is_plain(item) for item in value)
+    return isinstance(value, _PLAIN)

@@ -1,0 +1,333 @@
+"""``trace``: a model and an example batch in, a ModelGraph out. No weights, no GPU, one trace per distinct block."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.utils._pytree as pytree
+from torch import Tensor, fx, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from autoplan.errors import ModelError, TraceError
+from autoplan.graph.analysis import analyse
+from autoplan.graph.causal import causal_values, make_causal
+from autoplan.graph.chain import Chain, Link, cut_chain
+from autoplan.graph.export import CleanGraph, export_clean
+from autoplan.graph.fold import find_repeats
+from autoplan.graph.ir import Block, ModelGraph, Unit
+from autoplan.graph.loss_weight import find_weight
+from autoplan.graph.skeleton import BlockCall, Skeleton, build_skeleton
+from autoplan.plan import Precision
+
+__all__ = ["flatten_batch", "trace"]
+
+Loss = Callable[[Any, Any], Tensor]
+
+
+def trace(
+    model: nn.Module, batch: Any, loss: Loss | None = None, precision: Precision | None = None, name: str = ""
+) -> ModelGraph:
+    """Capture the training step of ``model`` on one micro-batch.
+
+    Args:
+        model: any module, on any device, the meta device included; it is neither run nor changed.
+        batch: one micro-batch: a tensor, a tuple, or a dict of forward's keyword arguments. Only shapes
+            and dtypes are read; dim 0 of every tensor is the batch.
+        loss: ``fn(output, batch) -> scalar``; None means ``output.loss``, ``output["loss"]``, or the
+            output itself if it is a scalar.
+        precision: the compute dtype that parameters and floating inputs are cast to; None keeps theirs.
+        name: what reports call the model; default its class.
+
+    Raises:
+        TraceError: the model, one of its blocks or the loss cannot be captured.
+        ModelError: the batch or the loss is not of the form above.
+    """
+    dtype = None if precision is None else getattr(torch, precision.compute_dtype)
+    skeleton = build_skeleton(model, find_repeats(model), dtype)
+    names, tensors, spec = flatten_batch(batch)
+    step = _Step(skeleton.module, spec, loss)
+    step.train(model.training)
+    for block in (*skeleton.blocks, *skeleton.last_blocks):
+        block.train(model.training)
+    skeleton.reset()
+    fakes = tuple(_fake_input(tensor, dtype, skeleton.mode) for tensor in tensors)
+    outer = export_clean(step, fakes, {}, skeleton.mode, type(model).__name__)
+    _rename_inputs(outer, names)
+    builder = _Builder(outer, skeleton, model)
+    shapes = {n: (tuple(t.shape), str(t.dtype).removeprefix("torch.")) for n, t in zip(names, fakes, strict=True)}
+    return builder.build(name or type(model).__name__, int(tensors[0].shape[0]), shapes)
+
+
+def flatten_batch(batch: Any) -> tuple[list[str], list[Tensor], pytree.TreeSpec]:
+    """The tensors of a batch, a name for each (its key, or its position), and how to put them back.
+
+    Raises:
+        ModelError: no tensor, or tensors whose dim 0 differ.
+    """
+    paths, spec = pytree.tree_flatten_with_path(batch)
+    names, tensors = [], []
+    for path, leaf in paths:
+        label = "_".join(str(getattr(key, "key", getattr(key, "idx", key))) for key in path) or "input"
+        if not isinstance(leaf, Tensor):
+            raise ModelError(f"batch.{label}", leaf, "a tensor", "leave out what is not a tensor, or bind it with functools.partial")
+        names.append(label if label.isidentifier() else f"input_{label}")
+        tensors.append(leaf)
+    if not tensors:
+        raise ModelError("batch", batch, "at least one tensor", "pass an example of the global batch")
+    for label, tensor in zip(names, tensors, strict=True):
+        if tensor.dim() == 0 or tensor.shape[0] != tensors[0].shape[0]:
+            raise ModelError(
+                f"batch.{label}", tuple(tensor.shape), f"dim 0 of {tensors[0].shape[0]}, as in batch.{names[0]}",
+                "give every tensor of the batch one row per sample",
+            )  # fmt: skip
+    return names, tensors, spec
+
+
+class _Step(nn.Module):
+    """Model and loss as one module of flat tensor inputs."""
+
+    def __init__(self, model: nn.Module, spec: pytree.TreeSpec, loss: Loss | None) -> None:
+        super().__init__()
+        self.model = model
+        self._spec = spec
+        self._loss = loss
+
+    def forward(self, *leaves: Tensor) -> Tensor:
+        batch = pytree.tree_unflatten(list(leaves), self._spec)
+        if isinstance(batch, dict):
+            output = self.model(**batch)
+        elif isinstance(batch, tuple | list):
+            output = self.model(*batch)
+        else:
+            output = self.model(batch)
+        value = self._loss(output, batch) if self._loss is not None else _default_loss(output)
+        if not isinstance(value, Tensor) or value.numel() != 1:
+            shown = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
+            raise ModelError("loss", shown, "a scalar tensor", "pass loss=fn(output, batch) that returns the mean loss")
+        return value
+
+
+def _default_loss(output: Any) -> Any:
+    if isinstance(output, dict) and "loss" in output:
+        return output["loss"]
+    return getattr(output, "loss", output)
+
+
+def _fake_input(tensor: Tensor, dtype: torch.dtype | None, mode: FakeTensorMode) -> Tensor:
+    to = dtype if dtype is not None and tensor.is_floating_point() else tensor.dtype
+    with mode:
+        return torch.empty(tensor.shape, dtype=to, device="cpu")
+
+
+def _rename_inputs(outer: CleanGraph, names: list[str]) -> None:
+    """Give the placeholders of the outer graph the batch's own names."""
+    wanted = dict(zip(outer.inputs, names, strict=True))
+    for node in outer.graph.nodes:
+        if node.op == "placeholder":
+            node.name = node.target = wanted[node.name]
+    outer.parameters = {n: t.removeprefix("model.") for n, t in outer.parameters.items()}
+    outer.buffers = {n: t.removeprefix("model.") for n, t in outer.buffers.items()}
+    for node in outer.graph.nodes:
+        if node.op == "get_attr":
+            node.target = str(node.target).removeprefix("model.")
+
+
+@dataclass(slots=True)
+class _Kind:
+    name: str
+    clean: CleanGraph
+    kept: list[int]
+    calls: list[int]
+
+
+class _Builder:
+    """Assembles the ModelGraph from the outer graph, its chain, and one export per distinct call."""
+
+    def __init__(self, outer: CleanGraph, skeleton: Skeleton, model: nn.Module) -> None:
+        self.outer = outer
+        self.skeleton = skeleton
+        self.calls = skeleton.calls
+        self.model = model
+        self.chain: Chain = cut_chain(outer.graph, torch.ops.autoplan.block.default)
+        self.causal = {f"free.{name}" for name in causal_values(self.chain.free)}
+        self._check_calls()
+
+    def _check_calls(self) -> None:
+        # Nodes appear in execution order; each stub must have been called once, and its call captured.
+        paths = [call.path for call in self.calls]
+        if len(set(paths)) != len(paths):
+            twice = sorted({path for path in paths if paths.count(path) > 1})
+            raise TraceError(twice[0], "called more than once", "a repeated block that runs once a step", "call a block once, or take it out of the ModuleList")
+
+    def build(self, name: str, micro_batch: int, shapes: dict[str, Any]) -> ModelGraph:
+        kinds: dict[str, Block] = {}
+        keys: dict[Any, _Kind] = {}
+        units: list[Unit] = []
+        differentiable: set[str] = set()
+        for link in self.chain.links:
+            unit, block = self._call(link, keys, kinds) if link.call is not None else self._outer(link, differentiable)
+            kinds.setdefault(unit.kind, block)
+            units.append(unit)
+            differentiable |= set(link.writes)
+        weight = self._weight()
+        self._prune_free(units, weight)
+        free = analyse("free", "", self.chain.free, {}, self._buffers(self.chain.free), set(), self.skeleton.mode)
+        graph = ModelGraph(
+            name, "", micro_batch, kinds, tuple(units), free, self.chain.loss, weight, _tied(self.model, units, kinds), shapes
+        )
+        graph.fingerprint = _fingerprint(graph)
+        return graph
+
+    def _call(self, link: Link, keys: dict[Any, _Kind], kinds: dict[str, Block]) -> tuple[Unit, Block]:
+        call = self.calls[link.call or 0]
+        causal = tuple(read in self.causal for read in link.reads)
+        key = (call.signature(), causal)
+        if key not in keys:
+            keys[key] = self._export(call, causal, len(keys))
+            self._check_last(call, keys[key])
+        kind = keys[key]
+        reads = tuple(link.reads[index] for index in kind.kept)
+        block = kinds.get(kind.name)
+        if block is None:
+            inputs = {kind.clean.inputs[i] for i in kind.kept if not link.reads[i].startswith(("free.", "batch."))}
+            clean = kind.clean
+            block = analyse(kind.name, call.path, clean.graph, clean.parameters, clean.buffers, inputs, self.skeleton.mode)
+        return Unit(call.path, kind.name, call.path, reads, tuple(link.writes)), block
+
+    def _export(self, call: BlockCall, causal: tuple[bool, ...], number: int) -> _Kind:
+        args, kwargs = call.arguments(_fresh(call.inputs, self.skeleton.mode))
+        clean = export_clean(call.block, args, kwargs, self.skeleton.mode, call.path)
+        for name, is_mask in zip(clean.inputs, causal, strict=True):
+            if is_mask:
+                make_causal(clean.graph, name)
+        present = {n.name for n in clean.graph.nodes if n.op == "placeholder"}
+        kept = [i for i, name in enumerate(clean.inputs) if name in present]
+        return _Kind(f"{type(call.block).__name__}_{number}", clean, kept, [])
+
+    def _check_last(self, call: BlockCall, kind: _Kind) -> None:
+        """The last copy must trace to what the first did, or an attribute left out of the signature matters."""
+        last = self.skeleton.last_blocks[call.repeat]
+        args, kwargs = call.arguments(_fresh(call.inputs, self.skeleton.mode))
+        other = export_clean(last, args, kwargs, self.skeleton.mode, call.path)
+        if _text(other.graph, masks=True) != _text(kind.clean.graph, masks=True):
+            raise TraceError(
+                call.path, "copies whose graphs differ", "copies of one block that differ in parameters only",
+                "make what differs a plain attribute of the block, so that it is seen as a different block",
+            )  # fmt: skip
+
+    def _outer(self, link: Link, differentiable: set[str]) -> tuple[Unit, Block]:
+        assert link.graph is not None
+        first, last = self.chain.links[0], self.chain.links[-1]
+        name = "prologue" if link is first else "epilogue" if link is last else f"between.{link.position // 2 - 1}"
+        if first is last:
+            name = "model"
+        inputs = {n.name for n in link.graph.nodes if n.op == "placeholder" and n.name in differentiable}
+        parameters = {n.name: str(n.target) for n in link.graph.nodes if n.meta.get("parameter")}
+        block = analyse(name, "", link.graph, parameters, self._buffers(link.graph), inputs, self.skeleton.mode)
+        return Unit(name, name, "", tuple(link.reads), tuple(link.writes)), block
+
+    def _buffers(self, graph: fx.Graph) -> dict[str, str]:
+        return {n.name: str(n.target) for n in graph.nodes if n.op == "get_attr" and not n.meta.get("parameter")}
+
+    def _weight(self) -> str | None:
+        last = self.chain.links[-1]
+        assert last.graph is not None
+        output = next(n for n in last.graph.nodes if n.op == "output").args[0]
+        loss = next(n for n in output if n.name == self.chain.loss)  # type: ignore[union-attr]
+        found = find_weight(loss)
+        if found is None:
+            return None
+        target, ignored = found
+        placeholder = _through_views(target)
+        reads = dict(zip((n.name for n in last.graph.nodes if n.op == "placeholder"), last.reads, strict=True))
+        source = reads.get(placeholder.name)
+        if source is None or not source.startswith(("free.", "batch.")):
+            raise TraceError("loss", placeholder.name, "cross-entropy targets that come from the batch alone", "pass the targets in the batch")
+        return self._count(source, ignored)
+
+    def _count(self, source: str, ignored: int) -> str:
+        """Add ``(target != ignored).sum()`` to the free graph; return its chain name."""
+        graph = self.chain.free
+        node_name = source.split(".", 1)[1]
+        output = next(n for n in graph.nodes if n.op == "output")
+        node = next((n for n in graph.nodes if n.name == node_name), None)
+        with graph.inserting_before(next(iter(graph.nodes))):
+            if node is None:
+                original = next(n for n in self.outer.graph.nodes if n.name == node_name)
+                node = graph.create_node("placeholder", node_name, name=node_name)
+                node.meta.update(original.meta)
+        with graph.inserting_before(output):
+            valid = graph.call_function(torch.ops.aten.ne.Scalar, (node, ignored))
+            count = graph.call_function(torch.ops.aten.sum.default, (valid,))
+            count.name = "weight"
+        with self.skeleton.mode:
+            valid.meta["val"] = torch.ne(node.meta["val"], ignored)
+            count.meta["val"] = valid.meta["val"].sum()
+        output.args = ((*output.args[0], count),)  # type: ignore[misc]
+        return "free.weight"
+
+    def _prune_free(self, units: list[Unit], weight: str | None) -> None:
+        """Leave in the free graph only what units still read, now that masks may have become ``is_causal``."""
+        wanted = {name for unit in units for name in unit.arguments} | {weight}
+        output = next(n for n in self.chain.free.nodes if n.op == "output")
+        output.args = (tuple(n for n in output.args[0] if f"free.{n.name}" in wanted),)  # type: ignore[union-attr]
+        self.chain.free.eliminate_dead_code()
+        for node in list(self.chain.free.nodes):
+            if node.op in ("placeholder", "get_attr") and not node.users:
+                self.chain.free.erase_node(node)
+
+
+def _through_views(node: fx.Node) -> fx.Node:
+    while node.op == "call_function" and len(node.all_input_nodes) == 1 and node.meta["val"].numel() == node.all_input_nodes[0].meta["val"].numel():
+        node = node.all_input_nodes[0]
+    return node
+
+
+def _fresh(tensors: list[Tensor], mode: FakeTensorMode) -> list[Tensor]:
+    """New fakes, one for each: export would take one object passed twice for one input."""
+    with mode:
+        return [torch.empty_strided(t.shape, t.stride(), dtype=t.dtype, device="cpu") for t in tensors]
+
+
+def _text(graph: fx.Graph, masks: bool = False) -> list[str]:
+    """A graph as lines that do not depend on names given to attention's mask (``masks``) or to nodes."""
+    number = {node: index for index, node in enumerate(n for n in graph.nodes if n.op != "placeholder" or n.users)}
+    lines = []
+    for node in graph.nodes:
+        if node.op == "placeholder":
+            continue
+        args, kwargs = fx.map_arg((node.args, node.kwargs), lambda n: f"%{n.name}" if n.op != "call_function" else f"%{number[n]}")
+        if masks and node.target is torch.ops.aten.scaled_dot_product_attention.default:
+            args, kwargs = args[:3], {}
+        target = node.target if node.op != "get_attr" else "attr"
+        lines.append(f"{node.op} {target} {args if not masks else len(args)} {kwargs}")
+    return lines
+
+
+def _tied(model: nn.Module, units: list[Unit], kinds: dict[str, Block]) -> tuple[tuple[tuple[str, str], ...], ...]:
+    """Groups of (unit, value) that are one parameter, found by the identity of the model's own parameters."""
+    by_name = dict(model.named_parameters(remove_duplicate=False))
+    groups: dict[int, list[tuple[str, str]]] = {}
+    for unit in units:
+        for value, relative in kinds[unit.kind].parameters.items():
+            full = f"{unit.path}.{relative}" if unit.path else relative
+            groups.setdefault(id(by_name[full]), []).append((unit.name, value))
+    return tuple(tuple(group) for group in groups.values() if len(group) > 1)
+
+
+def _fingerprint(graph: ModelGraph) -> str:
+    """A digest of the model's structure: kinds, parameter shapes, wiring; not of the micro-batch size."""
+    digest = hashlib.sha256()
+    for unit in graph.units:
+        digest.update(f"{unit.name} {unit.kind} {unit.arguments} {unit.results}".encode())
+    for kind, block in sorted(graph.kinds.items()):
+        digest.update(kind.encode())
+        for op in block.ops:
+            digest.update(f"{op.name} {op.target}".encode())
+        for value, relative in sorted(block.parameters.items()):
+            digest.update(f"{value} {relative} {block.values[value].shape}".encode())
+    return digest.hexdigest()[:16]
