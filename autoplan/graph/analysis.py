@@ -18,7 +18,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
-from autoplan.graph.gemms import attention_flops, gemm_of, is_attention, is_causal
+from autoplan.graph.gemms import attention_flops, gemm_of, is_attention, is_causal, tensor_arguments
 from autoplan.graph.ir import Block, Op, OpKind, Origin, Saved, Value
 
 __all__ = ["analyse"]
@@ -175,13 +175,6 @@ def _detached(leaf: Any) -> Any:
 
 def _storage(tensor: Tensor) -> int:
     return tensor.untyped_storage()._cdata
-
-
-def tensor_arguments(node: fx.Node) -> list[fx.Node]:
-    """The nodes among the arguments of ``node``, in order, repeats included."""
-    found: list[fx.Node] = []
-    fx.map_arg((node.args, node.kwargs), lambda n: found.append(n) or n)
-    return found
 
 
 def _module_path(node: fx.Node) -> str:

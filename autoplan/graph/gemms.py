@@ -11,10 +11,29 @@ from torch import fx
 
 from autoplan.graph.ir import Gemm
 
-__all__ = ["attention_flops", "gemm_of", "is_attention", "is_causal"]
+__all__ = ["argument", "attention_flops", "gemm_of", "is_attention", "is_causal", "tensor_arguments"]
 
 _aten = torch.ops.aten
 _SDPA = _aten.scaled_dot_product_attention.default
+
+
+def tensor_arguments(node: fx.Node) -> list[fx.Node]:
+    """The nodes among the arguments of ``node``, in order, repeats included."""
+    found: list[fx.Node] = []
+
+    def see(source: fx.Node) -> fx.Node:
+        found.append(source)
+        return source
+
+    fx.map_arg((node.args, node.kwargs), see)
+    return found
+
+
+def argument(node: fx.Node, position: int, name: str, default: Any) -> Any:
+    """An argument of a call, however it was passed."""
+    if name in node.kwargs:
+        return node.kwargs[name]
+    return node.args[position] if len(node.args) > position else default
 
 
 def is_attention(node: fx.Node) -> bool:
@@ -24,7 +43,7 @@ def is_attention(node: fx.Node) -> bool:
 
 def is_causal(node: fx.Node) -> bool:
     """True for fused attention that masks the future."""
-    return is_attention(node) and bool(node.kwargs.get("is_causal", node.args[5] if len(node.args) > 5 else False))
+    return is_attention(node) and bool(argument(node, 5, "is_causal", False))
 
 
 def attention_flops(gemm: Gemm) -> tuple[int, int]:

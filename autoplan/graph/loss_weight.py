@@ -9,12 +9,12 @@ different loss than the whole's.
 from __future__ import annotations
 
 import operator
-from typing import Any
 
 import torch
 from torch import fx
 
 from autoplan.errors import TraceError
+from autoplan.graph.gemms import argument
 
 __all__ = ["find_weight"]
 
@@ -46,24 +46,18 @@ def find_weight(loss: fx.Node) -> tuple[fx.Node, int] | None:
     if node.target is _aten.cross_entropy_loss.default:
         return _cross_entropy(node)
     reduction = _MEAN_LOSSES.get(node.target)  # type: ignore[arg-type]
-    if node.target in _MEANS or (reduction is not None and _argument(node, reduction, "reduction", _MEAN) == _MEAN):
+    if node.target in _MEANS or (reduction is not None and argument(node, reduction, "reduction", _MEAN) == _MEAN):
         return None
     raise TraceError("loss", str(node.target), "cross_entropy, mse_loss or another mean over the batch", _REMEDY)
 
 
 def _cross_entropy(node: fx.Node) -> tuple[fx.Node, int] | None:
-    if _argument(node, 2, "weight", None) is not None:
+    if argument(node, 2, "weight", None) is not None:
         raise TraceError("loss", "cross_entropy(weight=…)", "no class weights", "multiply the logits' loss by the weights yourself and return its mean")
-    if _argument(node, 3, "reduction", _MEAN) != _MEAN:
+    if argument(node, 3, "reduction", _MEAN) != _MEAN:
         raise TraceError("loss", "cross_entropy(reduction='sum' or 'none')", "reduction='mean'", _REMEDY)
     target = node.args[1]
     assert isinstance(target, fx.Node)
     if target.meta["val"].is_floating_point():
         return None
-    return target, int(_argument(node, 4, "ignore_index", -100))
-
-
-def _argument(node: fx.Node, position: int, name: str, default: Any) -> Any:
-    if name in node.kwargs:
-        return node.kwargs[name]
-    return node.args[position] if len(node.args) > position else default
+    return target, int(argument(node, 4, "ignore_index", -100))

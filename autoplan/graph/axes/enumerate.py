@@ -1,0 +1,127 @@
+"""From iteration axes to every legal way to run an op on a mesh axis: the one enumerator.
+
+Cut axis a on n ranks. A tensor whose dim holds a is cut there (in ``parts`` if other axes come before a
+in that dim); an input that does not hold a must be whole, and its gradient comes out partial (``R*``);
+a result that does not hold a is a partial sum (``P``). Besides, every op can run whole on every rank,
+with whole gradients (``R``) or partial ones (``R*``: backward is linear in the incoming gradient), and
+a linear op can run on partial sums (``P``).
+"""
+
+from __future__ import annotations
+
+import math
+
+from torch import fx
+
+from autoplan.graph.axes.spec import AxisSpec, Dims, rule_for
+from autoplan.graph.ir import Block, Op
+from autoplan.graph.layout import PARTIAL, REPLICATE, REPLICATE_STAR, Layout, shard
+from autoplan.graph.strategy import Strategy
+
+__all__ = ["part_counts", "strategies", "value_layouts"]
+
+
+def strategies(block: Block, op: Op, degree: int) -> tuple[Strategy, ...]:
+    """Every legal strategy of ``op`` on a mesh axis of ``degree`` ranks, in a fixed order, ``R`` first."""
+    key = (op.name, degree)
+    if key not in block._strategies:
+        block._strategies[key] = tuple(_strategies(block, op, degree))
+    return block._strategies[key]
+
+
+def value_layouts(block: Block, name: str, degree: int) -> tuple[Layout, ...]:
+    """The layouts in which a parameter may be kept: whole, or cut in any dim that divides."""
+    if degree == 1:
+        return (REPLICATE,)
+    found = [REPLICATE]
+    for dim, size in enumerate(block.values[name].shape):
+        for parts in part_counts(block):
+            if size % (parts * degree) == 0:
+                found.append(shard(dim, parts))
+    return tuple(found)
+
+
+def part_counts(block: Block) -> tuple[int, ...]:
+    """1, and into how many equal parts dims of this block are split (3 for a fused q, k, v)."""
+    if "parts" not in block._strategies:
+        found = {1}
+        for node in block.graph.nodes:
+            rule = rule_for(node.target) if node.op == "call_function" else None
+            spec = rule(node) if rule is not None else None
+            for dims in (*spec.inputs, spec.output) if spec is not None else ():
+                for axes in dims:
+                    if len(axes) > 1 and spec is not None and spec.sizes[axes[0]] <= 4:
+                        found.add(spec.sizes[axes[0]])
+        block._strategies["parts"] = tuple(sorted(found))
+    return block._strategies["parts"]
+
+
+def _strategies(block: Block, op: Op, degree: int) -> list[Strategy]:
+    node = _node(block, op.name)
+    needs_grad = [block.values[name].requires_grad for name in op.inputs]
+    out_grad = block.values[op.output].requires_grad
+    found = [_whole("R", REPLICATE, needs_grad, out_grad)]
+    if degree == 1:
+        return found
+    if out_grad:
+        found.append(_whole("R*", REPLICATE_STAR, needs_grad, out_grad))
+    rule = rule_for(node.target)
+    spec = rule(node) if rule is not None else None
+    if spec is None:
+        return found
+    assert len(spec.inputs) == len(op.inputs), f"{op.target}: the rule names {len(spec.inputs)} tensors, the call has {len(op.inputs)}"
+    if out_grad and spec.linear is not None and all(needs_grad[i] for i in spec.linear):
+        inputs = tuple(PARTIAL if i in spec.linear else REPLICATE for i in range(len(op.inputs)))
+        if all(not grad or i in spec.linear for i, grad in enumerate(needs_grad)):
+            found.append(Strategy("P", inputs, PARTIAL, share=False))
+    for axis in spec.sizes:
+        for parts in part_counts(block):
+            strategy = _cut(spec, axis, parts, degree, needs_grad, out_grad)
+            if strategy is not None:
+                found.append(strategy)
+    if spec.extra is not None:
+        found.extend(spec.extra(degree))
+    return found
+
+
+def _node(block: Block, name: str) -> fx.Node:
+    if "nodes" not in block._strategies:
+        block._strategies["nodes"] = {node.name: node for node in block.graph.nodes}
+    return block._strategies["nodes"][name]
+
+
+def _whole(name: str, layout: Layout, needs_grad: list[bool], out_grad: bool) -> Strategy:
+    inputs = tuple(layout if grad else REPLICATE for grad in needs_grad)
+    return Strategy(name, inputs, layout if out_grad else REPLICATE, share=False)
+
+
+def _cut(
+    spec: AxisSpec, axis: str, parts: int, degree: int, needs_grad: list[bool], out_grad: bool
+) -> Strategy | None:
+    size = spec.sizes[axis]
+    if axis in spec.fixed or size % (parts * degree) or size == parts:
+        return None
+    output = _locate(spec.output, axis, parts, spec.sizes)
+    contracted = output is None
+    inputs = []
+    for position, dims in enumerate(spec.inputs):
+        layout = _locate(dims, axis, parts, spec.sizes)
+        if layout is None:
+            if contracted and position in spec.added_once:
+                layout = PARTIAL
+            else:
+                layout = REPLICATE_STAR if needs_grad[position] else REPLICATE
+        inputs.append(layout)
+    if contracted and not out_grad:
+        return None  # a partial sum of what no gradient flows through is not worth a layout of its own
+    name = f"cut {axis}" if parts == 1 else f"cut {axis}/{parts}"
+    role = spec.gemm.get(axis)
+    return Strategy(name, tuple(inputs), PARTIAL if output is None else output, share=True, gemm_axis=role)  # type: ignore[arg-type]
+
+
+def _locate(dims: Dims, axis: str, parts: int, sizes: dict[str, int]) -> Layout | None:
+    for dim, axes in enumerate(dims):
+        if axis in axes:
+            before = math.prod(sizes[a] for a in axes[: axes.index(axis)])
+            return shard(dim, parts * before)
+    return None
