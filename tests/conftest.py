@@ -1,6 +1,8 @@
-"""What every test shares: slow tests run only when asked for, and a plan to start from."""
+"""What every test shares: slow tests run only when asked for, and no test sees this machine's own profiles."""
 
 from __future__ import annotations
+
+from collections.abc import Iterator
 
 import pytest
 
@@ -13,3 +15,11 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     if slow:
         config.hook.pytest_deselected(items=slow)
         items[:] = [item for item in items if item not in slow]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def fresh_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Measured profiles of a test run live and die with it; subprocesses inherit the setting."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("AUTOPLAN_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield

@@ -1,0 +1,124 @@
+"""Why each decision of a plan is as it is: what it does on this cluster, and what the next best costs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from autoplan.hardware import Cluster
+from autoplan.plan import Plan
+from autoplan.search.result import Candidate
+from autoplan.units import bytes_binary
+
+__all__ = ["Reason", "decision_reasons", "percent"]
+
+
+@dataclass(frozen=True, slots=True)
+class Reason:
+    """One decision: its name, its value, a sentence, and the fastest plan seen that decides otherwise."""
+
+    name: str
+    value: str
+    text: str
+    otherwise: str
+
+
+def decision_reasons(best: Candidate, runners_up: Sequence[Candidate], cluster: Cluster) -> list[Reason]:
+    """The decisions of ``best``, outermost mesh axis first."""
+    plan = best.plan
+    sentences = {
+        "pp": _pipeline(best, cluster),
+        "dp": _replicas(plan, cluster),
+        "fsdp": _sharding(plan, cluster),
+        "tp": _tensor(plan, cluster),
+        "micro-batch": f"{plan.num_micro_batches} in turn, on {plan.data_ranks} data rank{'s' * (plan.data_ranks > 1)}",
+        "recompute": _recompute(best),
+    }
+    return [
+        Reason(name, str(_DECISIONS[name](plan)), text, _otherwise(name, best, runners_up))
+        for name, text in sentences.items()
+    ]
+
+
+def percent(share: float) -> str:
+    """``0.1234`` → ``12.3 %``; very small shares keep two digits."""
+    return f"{share * 100:.1f} %" if abs(share) >= 0.001 or share == 0 else f"{share * 100:.2g} %"
+
+
+_DECISIONS: dict[str, Callable[[Plan], object]] = {
+    "pp": lambda plan: plan.pp,
+    "dp": lambda plan: plan.dp,
+    "fsdp": lambda plan: plan.fsdp,
+    "tp": lambda plan: plan.tp,
+    "micro-batch": lambda plan: plan.micro_batch,
+    "recompute": lambda plan: plan.recompute,
+}
+
+_SHARDED = {
+    1: "optimizer state",
+    2: "optimizer state and gradients",
+    3: "parameters, gradients and optimizer",
+}
+
+
+def _pipeline(best: Candidate, cluster: Cluster) -> str:
+    plan = best.plan
+    if plan.pp == 1:
+        return "every rank runs the whole depth"
+    lengths = sorted({len(stage.units) for stage in plan.stages})
+    units = str(lengths[0]) if len(lengths) == 1 else f"{lengths[0]} to {lengths[-1]}"
+    bubble = best.estimate.parts.get("bubble", 0.0) / best.estimate.step_time_s
+    sends = _link(cluster, plan.pp, plan.world_size // plan.pp)
+    return f"stages of {units} units over {sends}; bubble {percent(bubble)}"
+
+
+def _replicas(plan: Plan, cluster: Cluster) -> str:
+    if plan.dp == 1:
+        return "one copy of the training state"
+    return (
+        f"copies of the state; gradients summed over {_link(cluster, plan.dp, plan.fsdp * plan.cp * plan.tp)}"
+    )
+
+
+def _sharding(plan: Plan, cluster: Cluster) -> str:
+    if plan.fsdp == 1:
+        return "nothing of the state is sharded"
+    return f"ZeRO-{plan.zero}: {_SHARDED[plan.zero]} over {_link(cluster, plan.fsdp, plan.cp * plan.tp)}"
+
+
+def _tensor(plan: Plan, cluster: Cluster) -> str:
+    if plan.tp == 1:
+        return "ops stay whole"
+    between = (
+        "also between blocks (sequence parallel)" if plan.boundary.startswith("S") else "whole between blocks"
+    )
+    return f"ops cut over {_link(cluster, plan.tp, 1)}, {between}"
+
+
+def _recompute(best: Candidate) -> str:
+    plan, estimate = best.plan, best.estimate
+    free = bytes_binary(max(0.0, estimate.memory_limit_bytes - estimate.peak_memory_bytes))
+    if plan.recompute == "none":
+        return f"every activation is kept; {free} of the worst rank stay free"
+    again = sum(len(stage.recompute) for stage in plan.stages)
+    return f"{again} of {sum(len(stage.units) for stage in plan.stages)} units run forward twice; {free} stay free"
+
+
+def _link(cluster: Cluster, size: int, stride: int) -> str:
+    """The outermost level that a group of ``size`` ranks, ``stride`` apart, crosses."""
+    inside = 1
+    for level in cluster.levels:
+        inside *= level.size
+        if size * stride <= inside:
+            break
+    return level.name
+
+
+def _otherwise(name: str, best: Candidate, runners_up: Sequence[Candidate]) -> str:
+    mine = _DECISIONS[name](best.plan)
+    others = [runner for runner in runners_up if _DECISIONS[name](runner.plan) != mine]
+    if not others:
+        return ""
+    nearest = min(others, key=lambda runner: runner.estimate.step_time_s)
+    loss = nearest.estimate.step_time_s / best.estimate.step_time_s - 1
+    return f"{name} {_DECISIONS[name](nearest.plan)}: +{percent(loss)}"

@@ -1,0 +1,154 @@
+"""One screen for the result of a search: the plan and why, its time, its memory, its proof, its rivals."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from rich import box
+from rich.console import Group, RenderableType
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
+
+from autoplan.cost.estimate import Estimate, MemoryEstimate
+from autoplan.hardware import Cluster
+from autoplan.plan import Job, Plan
+from autoplan.report.layers import stage_lines
+from autoplan.report.reasons import decision_reasons, percent
+from autoplan.search.result import Candidate, SearchResult, Status
+from autoplan.units import bytes_binary, count, seconds
+
+__all__ = ["search_report"]
+
+_BAR = 30
+_MOST_RUNNERS_UP = 8
+
+
+def search_report(result: SearchResult, job: Job, cluster: Cluster) -> RenderableType:
+    """A rich renderable of at most 100 columns. The result must hold a plan."""
+    if result.best is None:
+        raise ValueError("an infeasible result has no plan to report; see search_conflict")
+    return Group(*_sections(result, result.best, job, cluster))
+
+
+def _sections(result: SearchResult, best: Candidate, job: Job, cluster: Cluster) -> Iterator[RenderableType]:
+    yield _title(best.plan, job, cluster)
+    yield Text()
+    yield _decisions(best, result.runners_up, cluster)
+    yield Text()
+    yield _speed(best.estimate, "tokens" if job.tokens_per_sample else "samples")
+    yield _parts(best.estimate)
+    yield Text()
+    yield from _memory(best.estimate)
+    yield Text()
+    yield from _proof(result)
+    if result.runners_up:
+        yield Text()
+        yield _runners_up(best, result.runners_up[:_MOST_RUNNERS_UP])
+    yield Text()
+    yield from (Text(line) for line in stage_lines(best.plan))
+
+
+def _title(plan: Plan, job: Job, cluster: Cluster) -> Text:
+    samples = f"batch {job.global_batch:,}"
+    if job.tokens_per_sample:
+        samples += f" × {job.tokens_per_sample:,} tokens"
+    gpus = f"{plan.world_size} × {cluster.device.name}"
+    return Text.assemble((plan.model, "bold"), f" on {gpus}, {plan.precision.value}, {samples}")
+
+
+def _decisions(best: Candidate, runners_up: Sequence[Candidate], cluster: Cluster) -> Table:
+    table = _grid()
+    table.add_column(style="bold cyan", no_wrap=True)
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column()
+    table.add_column(style="dim", no_wrap=True)
+    for reason in decision_reasons(best, runners_up, cluster):
+        table.add_row(reason.name, reason.value, reason.text, reason.otherwise)
+    return table
+
+
+def _speed(estimate: Estimate, unit: str) -> Text:
+    """``unit`` is what the estimate counts as tokens: samples, when these are not sequences."""
+    shown = (
+        f"{count(estimate.tokens_per_s)} {unit}/s, {count(estimate.tokens_per_s_per_gpu)} per GPU; "
+        f"{_mfu(estimate)}, {estimate.model_tflops_per_gpu:.3g} TFLOP/s"
+    )
+    return Text.assemble(("step ", "bold cyan"), (seconds(estimate.step_time_s), "bold"), f"  {shown}")
+
+
+def _mfu(estimate: Estimate) -> str:
+    causal, full = percent(estimate.mfu), percent(estimate.mfu_full_attention)
+    return f"MFU {causal}" if causal == full else f"MFU {causal} causal, {full} full attention"
+
+
+def _parts(estimate: Estimate) -> Table:
+    table = _grid()
+    table.add_column(no_wrap=True)
+    for _ in range(2):
+        table.add_column(justify="right", no_wrap=True)
+    table.add_column(style="green", no_wrap=True)
+    for name, part_s in sorted(estimate.parts.items(), key=lambda item: -item[1]):
+        if part_s <= 0:
+            continue
+        share = part_s / estimate.step_time_s
+        label = "  " + name.replace("_comm", " communication")
+        table.add_row(label, seconds(part_s), percent(share), "█" * round(share * _BAR))
+    return table
+
+
+def _memory(estimate: Estimate) -> Iterator[RenderableType]:
+    worst = max(range(len(estimate.stages)), key=lambda index: estimate.stages[index].memory.total)
+    used, limit = estimate.peak_memory_bytes, estimate.memory_limit_bytes
+    where = f" (stage {worst})" if len(estimate.stages) > 1 else ""
+    yield Text.assemble(
+        ("memory ", "bold cyan"),
+        (f"{bytes_binary(used)} of {bytes_binary(limit)}", "bold" if estimate.fits else "bold red"),
+        f" ({percent(used / limit)}) on the worst rank{where}",
+    )
+    yield _indented(_owners(estimate.stages[worst].memory))
+
+
+def _owners(memory: MemoryEstimate) -> str:
+    owners = {name: getattr(memory, name) for name in memory.__struct_fields__}
+    shown = sorted(((size, name) for name, size in owners.items() if size > 0), reverse=True)
+    return ", ".join(f"{name} {bytes_binary(size)}" for size, name in shown)
+
+
+def _proof(result: SearchResult) -> Iterator[RenderableType]:
+    bound = f"no plan of the space is below {seconds(result.bound_s)}"
+    sentence = {
+        Status.OPTIMAL: f"{bound} under the cost model",
+        Status.WITHIN_GAP: f"{bound}, so none is better by more than {percent(result.gap)}",
+        Status.LIMIT: f"time ran out; {bound}, and this one is {percent(result.gap)} above",
+    }[result.status]
+    yield Text.assemble((f"{result.status.value.replace('_', ' ')}: ", "bold cyan"), sentence)
+    effort = f"{result.candidates:,} candidates, {result.pruned:,} pruned, {seconds(result.seconds)}"
+    yield _indented(effort, "dim")
+
+
+def _runners_up(best: Candidate, runners_up: Sequence[Candidate]) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1), pad_edge=False, show_edge=False)
+    for name in ("pp", "dp", "fsdp", "tp", "zero", "micro-batch", "recompute", "step", "slower", "memory"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for candidate in (best, *runners_up):
+        plan, estimate = candidate.plan, candidate.estimate
+        loss = estimate.step_time_s / best.estimate.step_time_s - 1
+        table.add_row(
+            *(str(degree) for degree in (plan.pp, plan.dp, plan.fsdp, plan.tp, plan.zero)),
+            f"{plan.micro_batch} × {plan.num_micro_batches}",
+            plan.recompute,
+            seconds(estimate.step_time_s),
+            "" if candidate is best else f"+{percent(loss)}",
+            bytes_binary(estimate.peak_memory_bytes),
+            style="bold" if candidate is best else "",
+        )
+    return table
+
+
+def _grid() -> Table:
+    return Table.grid(padding=(0, 2, 0, 0))
+
+
+def _indented(text: str, style: str = "") -> Padding:
+    return Padding(Text(text, style), (0, 0, 0, 2))
