@@ -35,7 +35,8 @@ def known_profiles() -> dict[str, Path]:
 def find_profile(name_or_path: str | Path) -> Path:
     """The file of a profile given by name or by path.
 
-    A text with a slash or ending in ``.toml`` is a path; any other is a name.
+    A text with a slash or ending in ``.toml`` is a path; any other is a name, or the beginning of one
+    up to a hyphen when that tells it from the rest (``h100`` for ``h100-sxm``).
 
     Raises:
         ProfileError: there is no such profile; lists the known names.
@@ -49,6 +50,9 @@ def find_profile(name_or_path: str | Path) -> Path:
     known = known_profiles()
     if text in known:
         return known[text]
+    begun = [name for name in known if name.startswith(f"{text}-")]
+    if text and len(begun) == 1:
+        return known[begun[0]]
     names = ", ".join(sorted(known)) or "none"
     raise ProfileError(
         "--cluster",

@@ -1,0 +1,85 @@
+"""Start the ranks that measure, and join them."""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import os
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+
+from autoplan.errors import DistributedError
+from autoplan.hardware.machine import cores
+
+__all__ = ["process_group", "spawn", "under_torchrun"]
+
+COLLECTIVE_TIMEOUT = datetime.timedelta(minutes=5)
+RUN_TIMEOUT_S = 3600.0
+
+
+def under_torchrun() -> bool:
+    """True in a process that torchrun (or anything that sets the same variables) has started."""
+    return all(name in os.environ for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"))
+
+
+@contextlib.contextmanager
+def process_group() -> Iterator[int]:
+    """The default process group of torchrun's ranks, NCCL with GPUs and gloo without; gives the rank."""
+    import torch
+    import torch.distributed as dist
+
+    if torch.cuda.is_available():
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+    dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo", timeout=COLLECTIVE_TIMEOUT)
+    try:
+        yield dist.get_rank()
+    finally:
+        dist.destroy_process_group()
+
+
+def spawn(nproc: int, arguments: Sequence[str], *, silent: bool = False) -> None:
+    """Run ``python -m autoplan profile`` with ``arguments`` as ``nproc`` ranks of this machine.
+
+    The ranks share the cores: each computes with cores / nproc threads unless OMP_NUM_THREADS says
+    otherwise. Their output is this process's, unless ``silent``.
+
+    Raises:
+        DistributedError: a rank failed, or the run took more than an hour.
+    """
+    threads = os.environ.get("OMP_NUM_THREADS") or str(max(1, cores() // nproc))
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(nproc)]
+    command = [sys.executable, *launcher, "-m", "autoplan", "profile", *arguments]
+    shown = not silent and sys.stderr.isatty()  # a progress bar needs the terminal itself
+    process = subprocess.Popen(
+        command,
+        env=os.environ | {"OMP_NUM_THREADS": threads},
+        stdout=subprocess.DEVNULL if silent else None,
+        stderr=None if shown else subprocess.PIPE,
+        text=True,
+    )
+    try:
+        _, errors = process.communicate(timeout=RUN_TIMEOUT_S)
+    except BaseException as error:
+        process.terminate()  # the launcher passes it on to the ranks
+        process.wait()
+        if isinstance(error, subprocess.TimeoutExpired):
+            raise DistributedError(
+                "--nproc", nproc, f"a run of at most {RUN_TIMEOUT_S:.0f} s", "try --quick or fewer ranks"
+            ) from error
+        raise
+    if process.returncode:
+        raise DistributedError(
+            "--nproc",
+            nproc,
+            f"{nproc} ranks that finish (exit status {process.returncode}: {_reason(errors or '')})",
+            "try fewer ranks, or run torchrun -m autoplan profile to see all that they say",
+        )
+
+
+def _reason(errors: str) -> str:
+    """The line of the ranks' output that says most: the last that names an error."""
+    lines = [
+        line.strip() for line in errors.splitlines() if "rror" in line and "torch.distributed" not in line
+    ]
+    return lines[-1] if lines else "no reason given"
