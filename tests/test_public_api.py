@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import importlib
+import inspect
 import pkgutil
 from pathlib import Path
 
@@ -51,5 +52,5 @@ def test_every_module_exports_what_it_says_and_documents_it(name: str) -> None:
     assert module.__doc__, f"{name} has no docstring"
     for exported in getattr(module, "__all__", ()):
         value = getattr(module, exported)
-        if callable(value):
+        if inspect.isclass(value) or inspect.isfunction(value):
             assert value.__doc__, f"{name}.{exported} has no docstring"

@@ -15,7 +15,7 @@ import sys
 from collections.abc import Sequence
 
 import autoplan
-from autoplan.cli import run, search, show
+from autoplan.cli import profile, run, search, show
 from autoplan.cli.arguments import Parser
 from autoplan.errors import AutoplanError
 
@@ -37,19 +37,27 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit status. Errors on purpose are one line; others are bugs."""
     words = sys.argv[1:] if argv is None else list(argv)
     try:
+        try:
+            return _command(words)
+        finally:
+            sys.stdout.flush()  # here, where a reader that has gone can be handled
+    except BrokenPipeError:
+        _drop_stdout()
+        return _PIPE_CLOSED
+
+
+def _command(words: list[str]) -> int:
+    try:
         args = build_parser().parse_args(words)
-        status = args.run(args)
-        sys.stdout.flush()
+        return args.run(args)
     except AutoplanError as error:
-        _tell(error, as_json="--json" in words)
+        print(f"autoplan: error: {error}", file=sys.stderr)
+        if "--json" in words:
+            print(json.dumps(error.to_json()))
         return error.exit_status
     except KeyboardInterrupt:
         print("autoplan: interrupted", file=sys.stderr)
         return _INTERRUPTED
-    except BrokenPipeError:
-        _drop_stdout()
-        return _PIPE_CLOSED
-    return status
 
 
 def build_parser() -> Parser:
@@ -61,15 +69,9 @@ def build_parser() -> Parser:
     )
     parser.add_argument("--version", action="version", version=f"autoplan {autoplan.__version__}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True, title="commands")
-    for command in (search, show, run):
+    for command in (search, show, run, profile):
         command.add_parser(commands)
     return parser
-
-
-def _tell(error: AutoplanError, as_json: bool) -> None:
-    if as_json:
-        print(json.dumps(error.to_json()), flush=True)
-    print(f"autoplan: error: {error}", file=sys.stderr)
 
 
 def _drop_stdout() -> None:

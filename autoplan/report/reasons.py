@@ -110,8 +110,8 @@ def _link(cluster: Cluster, size: int, stride: int) -> str:
     for level in cluster.levels:
         inside *= level.size
         if size * stride <= inside:
-            break
-    return level.name
+            return level.name
+    return cluster.levels[-1].name
 
 
 def _otherwise(name: str, best: Candidate, runners_up: Sequence[Candidate]) -> str:
