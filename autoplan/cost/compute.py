@@ -4,7 +4,7 @@
                dX (m, n)·(n, k) and dW (k, m)·(m, n); the cut makes one of batch, m, n, k n times smaller
     attention  the device's own forward and backward curves
     memory     bytes touched over the device's bandwidth
-    view       nothing
+    view       as memory: nothing forward, and backward what its gradient copies (a slice's, an expand's)
 
 Every curve belongs to the device (``hardware``); this module only says which size to ask it for.
 """
@@ -14,7 +14,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from autoplan.cost.times import NO_TIME, Times
+from autoplan.cost.times import Times
 from autoplan.graph.ir import Gemm, OpKind
 
 if TYPE_CHECKING:
@@ -28,9 +28,7 @@ __all__ = ["cut_gemm", "op_times"]
 def op_times(block: Block, op: Op, strategy: Strategy, degree: int, cluster: Cluster) -> Times:
     """Seconds of ``op`` on one of ``degree`` tp ranks, with what its kernel sends by itself."""
     cut = degree if strategy.share else 1
-    if op.kind is OpKind.VIEW:
-        computed = NO_TIME
-    elif op.gemm is not None and op.kind is OpKind.GEMM:
+    if op.gemm is not None and op.kind is OpKind.GEMM:
         computed = _gemm_times(block, op, op.gemm, strategy, cut, cluster)
     elif op.gemm is not None and op.kind is OpKind.ATTENTION:
         computed = _attention_times(block, op, op.gemm, strategy, cut, cluster)

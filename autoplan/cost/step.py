@@ -62,7 +62,9 @@ def step_estimate(
         memory = stage_memory(units, again, shared, sent, index, degrees, job, cluster.device)
         priced.append(times)
         estimates.append(StageEstimate(forward_s=times.forward_s, backward_s=times.backward_s, memory=memory))
-    sends = [cluster.p2p_time_s(sent_bytes[stage.stop - 1], degrees.pp_stride) for stage in stages[:-1]]
+    sends = [
+        cluster.p2p_time_s(sent_bytes[stage.stop - 1], degrees.pp_stride, degrees.pp) for stage in stages[:-1]
+    ]
     step_s, parts = _step_parts(priced, sends, degrees.num_micro_batches)
     return _estimate(graph, job, cluster, step_s, parts, tuple(estimates))
 

@@ -1,0 +1,129 @@
+"""The layouts that the outer search may choose from, for one micro-batch size and one tp degree.
+
+The integer program has one answer for each question it is asked; it is asked a few. What passes
+between units may be whole (R) or cut along its second dim (S(1), the sequence of a transformer); and
+if the fastest layouts leave parameters whole that could be cut, they are asked for again with each
+byte of a parameter charged what it costs to gather it twice and scatter it once, as ZeRO-3 does, over
+the slowest level of the cluster.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from autoplan.cost.boundary import boundary_layout
+from autoplan.cost.crossing import crossing_bytes
+from autoplan.cost.unit import StrategiesOf, UnitCost, unit_cost
+from autoplan.graph.layout import REPLICATE, Layout, shard
+from autoplan.search.layout_ilp import solve_layouts
+from autoplan.search.layout_problem import TIE_BREAK_S, LayoutsOf, layout_problem
+
+if TYPE_CHECKING:
+    from autoplan.graph.ir import Block, ModelGraph
+    from autoplan.hardware import Cluster
+
+__all__ = ["LayoutChoice", "layout_choices"]
+
+_SEQUENCE = shard(1)
+_WHOLE = 1.05  # parameters are as good as cut when a rank holds at most this many times its share
+
+
+@dataclass(frozen=True, slots=True)
+class LayoutChoice:
+    """A layout for everything, and what it costs.
+
+    Args:
+        boundary: of what passes between units.
+        layouts: strategy names of ops and layouts of parameters, by block kind; empty where tp is 1.
+        costs: the price of a unit of each kind.
+        sent_bytes: what a pipeline cut after each unit but the last sends.
+    """
+
+    boundary: Layout
+    layouts: Mapping[str, Mapping[str, str]]
+    costs: Mapping[str, UnitCost]
+    sent_bytes: tuple[float, ...]
+
+
+def layout_choices(
+    graph: ModelGraph, degree: int, cluster: Cluster, strategies_of: StrategiesOf, layouts_of: LayoutsOf
+) -> tuple[LayoutChoice, ...]:
+    """The distinct answers, the fastest for a whole boundary first."""
+    if degree == 1:
+        return (_priced(graph, {}, REPLICATE, 1, cluster, strategies_of),)
+    choices = []
+    for boundary in _boundaries(graph, degree):
+        fastest = _solved(graph, boundary, degree, cluster, strategies_of, layouts_of, TIE_BREAK_S)
+        choices.append(fastest)
+        held = sum(fastest.costs[unit.kind].parameters for unit in graph.units)
+        if held * degree > _WHOLE * sum(graph.kinds[unit.kind].parameter_count for unit in graph.units):
+            price_s = _gathered_byte_s(cluster)
+            leaner = _solved(graph, boundary, degree, cluster, strategies_of, layouts_of, price_s)
+            if leaner.layouts != fastest.layouts:
+                choices.append(leaner)
+    return tuple(choices)
+
+
+def _boundaries(graph: ModelGraph, degree: int) -> Iterator[Layout]:
+    yield REPLICATE
+    passed = [
+        block.values[name] for block in graph.kinds.values() for name in (*block.inputs, *block.outputs)
+    ]
+    if any(boundary_layout(value, _SEQUENCE, degree) == _SEQUENCE for value in passed):
+        yield _SEQUENCE
+
+
+def _gathered_byte_s(cluster: Cluster) -> float:
+    """Seconds for one byte, two gathers and a scatter, over every rank of the cluster."""
+    big = 1e9
+    return 3 * cluster.collective_time_s("all_gather", big, cluster.world_size) / big
+
+
+def _solved(
+    graph: ModelGraph,
+    boundary: Layout,
+    degree: int,
+    cluster: Cluster,
+    strategies_of: StrategiesOf,
+    layouts_of: LayoutsOf,
+    parameter_byte_s: float,
+) -> LayoutChoice:
+    kind_of = {unit.name: unit.kind for unit in graph.units}
+    tied = [tuple(dict.fromkeys((kind_of[unit], value) for unit, value in group)) for group in graph.tied]
+    layouts: dict[str, dict[str, str]] = {kind: {} for kind in graph.kinds}
+    for blocks in _tied_together(graph, tied):
+        problem = layout_problem(
+            blocks, tied, boundary, degree, cluster, strategies_of, layouts_of, parameter_byte_s
+        )
+        for node, taken in zip(problem.nodes, solve_layouts(problem), strict=True):
+            layouts[node.block][node.name] = node.options[taken].name
+    return _priced(graph, layouts, boundary, degree, cluster, strategies_of)
+
+
+def _tied_together(graph: ModelGraph, tied: Sequence[Sequence[tuple[str, str]]]) -> list[list[Block]]:
+    """Blocks in groups that share no parameter: with their boundary fixed, nothing else joins them."""
+    group_of = {kind: index for index, kind in enumerate(graph.kinds)}
+    for members in tied:
+        joined = {group_of[kind] for kind, _ in members}
+        group_of = {kind: min(joined) if group in joined else group for kind, group in group_of.items()}
+    groups: dict[int, list[Block]] = {}
+    for kind, group in group_of.items():
+        groups.setdefault(group, []).append(graph.kinds[kind])
+    return list(groups.values())
+
+
+def _priced(
+    graph: ModelGraph,
+    layouts: Mapping[str, Mapping[str, str]],
+    boundary: Layout,
+    degree: int,
+    cluster: Cluster,
+    strategies_of: StrategiesOf,
+) -> LayoutChoice:
+    costs = {
+        kind: unit_cost(block, layouts.get(kind, {}), boundary, degree, cluster, strategies_of)
+        for kind, block in graph.kinds.items()
+    }
+    return LayoutChoice(boundary, layouts, costs, crossing_bytes(graph, boundary, degree))

@@ -1,0 +1,72 @@
+"""The chain as runs of equal units, each with the rates that a linear program adds up."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from typing import TYPE_CHECKING
+
+from autoplan.cost.degrees import Degrees
+from autoplan.cost.memory import StateRates
+from autoplan.cost.stage import optimizer_s
+from autoplan.cost.state_traffic import StateTraffic, state_traffic
+from autoplan.cost.unit import UnitCost
+
+if TYPE_CHECKING:
+    from autoplan.graph.ir import ModelGraph
+    from autoplan.hardware import Cluster
+    from autoplan.plan import Job
+
+__all__ = ["Run", "chain_runs"]
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """``count`` units of one kind, one after another, from ``start`` in the chain.
+
+    Args:
+        repeats: the unit may be recomputed (it is a copy of a repeated block).
+        traffic: what the data axes send for one unit.
+        optimizer_s: never more than a unit's share of a stage's optimizer step.
+        state_bytes: masters, moments, gradients and copy that grow with the number of units.
+    """
+
+    start: int
+    count: int
+    cost: UnitCost
+    repeats: bool
+    traffic: StateTraffic
+    optimizer_s: float
+    state_bytes: float
+
+
+def chain_runs(
+    graph: ModelGraph, costs: Mapping[str, UnitCost], degrees: Degrees, job: Job, cluster: Cluster
+) -> tuple[Run, ...]:
+    """The runs of ``graph`` in order."""
+    rates, runs, start = StateRates.of(degrees, job), [], 0
+    whole = sum(costs[unit.kind].trainable for unit in graph.units)
+    for kind, units in groupby(graph.units, key=lambda unit: unit.kind):
+        cost, count = costs[kind], len(list(units))
+        per_element = _least_optimizer_s((cost.trainable, whole), degrees, job, cluster)
+        state = cost.parameters * (rates.master + rates.copy)
+        state += cost.trainable * (rates.optimizer + rates.gradient)
+        runs.append(
+            Run(
+                start=start,
+                count=count,
+                cost=cost,
+                repeats=bool(graph.kinds[kind].path),
+                traffic=state_traffic(cost, degrees, job.precision, cluster),
+                optimizer_s=per_element * cost.trainable,
+                state_bytes=state,
+            )
+        )
+        start += count
+    return tuple(runs)
+
+
+def _least_optimizer_s(sizes: Sequence[float], degrees: Degrees, job: Job, cluster: Cluster) -> float:
+    """Seconds per element where it is least: of one unit (it may fit a cache) or of all of them."""
+    return min((optimizer_s(size, degrees, job, cluster) / size for size in sizes if size), default=0.0)

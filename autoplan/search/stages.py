@@ -1,0 +1,278 @@
+"""Which units each pipeline stage runs, and how many of them it recomputes, as an integer program.
+
+The chain is a row of *runs*: g stands for ``count[g]`` units of one kind, one after another. With p
+stages, m micro-batches, w_s = min(m, p - s) of them in flight on stage s, and c the seconds to send,
+
+    n[g,s]  how many units of run g stage s runs;  r[g,s] ≤ n[g,s] how many of them it recomputes
+    d[g,s]  1 if run g ends by the end of stage s;  q[g,s] 1 if stage s recomputes any of run g
+    F_s, B_s    seconds of a micro-batch's passes, what is not hidden of its state traffic included
+    T_s         seconds after the last backward: gradients reduced, optimizer
+    A_s, R_s    seconds before the first forward; a round trip from s through the later stages
+    D_s         seconds from the last backward of s to the end of the step
+
+    minimise   z
+    such that  z ≥ A_s + m (F_s + B_s) + D_s                      all the work of s          _bound_step
+               z ≥ A_s + F_s + R_s + m B_s + (m - w_s) F_s + D_s  w_s forwards, then wait    _bound_step
+               z ≥ A_s + ⌈m / w_s⌉ (F_s + R_s + B_s) + D_s        rounds of w_s in flight    _bound_step
+               A_0 ≥ head_0, A_s ≥ head_s, A_s ≥ A_{s-1} + F_{s-1} + c                       _chain
+               D_0 ≥ T_0,    D_s ≥ T_s,    D_s ≥ D_{s-1} + B_{s-1} + c                       _chain
+               R_s ≥ R_{s+1} + F_{s+1} + B_{s+1} + 2c                                        _chain
+               F_s, B_s, T_s, head_s ≥ compute + the two pieces of what is exposed           _passes
+               Σ_s n[g,s] = count[g],  Σ_g n[g,s] ≥ 1,  runs in order                        _place
+               memory_s ≤ limit                                                             _remember
+
+z is never above the simulated step. Each right-hand side is the length of a path through the events
+of ``cost.pipeline``: stage s cannot start before its first input has come through the stages before
+it, and its last gradient must still go back through them; it does all its own work; under 1F1B its
+first backward waits for a round trip, by when it has run w_s forwards and no more; and micro-batch
+i + w_s enters it only after micro-batch i has come back. What is exposed of communication t beside
+compute u is max((1 - overlap) t, t - u), so both pieces bound it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from autoplan.cost.memory import ALLOCATOR_SLACK, StateRates, in_flight, largest_pair
+from autoplan.cost.step import Assignment
+from autoplan.search.run import Run
+from autoplan.search.solver import solve
+
+if TYPE_CHECKING:
+    from ortools.math_opt.python import mathopt
+
+__all__ = ["Staging", "StagingQuestion", "solve_staging"]
+
+@dataclass(frozen=True, slots=True)
+class StagingQuestion:
+    """A chain to be cut.
+
+    Args:
+        runs: the chain.
+        stages, micro_batches: p and m.
+        send_s, sent_bytes: the least that any cut costs.
+        overlap: ``Cluster.overlap``.
+        rates: bytes of state per element.
+        limit_bytes, reserve_bytes: memory of a device, and what of it is not for tensors of ours.
+        shared_bytes: state that runs count twice although one stage holds it once.
+        recompute: None to choose, or whether every unit that may be recomputed is.
+    """
+
+    runs: tuple[Run, ...]
+    stages: int
+    micro_batches: int
+    send_s: float
+    sent_bytes: float
+    overlap: float
+    rates: StateRates
+    limit_bytes: float
+    reserve_bytes: float
+    shared_bytes: float = 0.0
+    recompute: bool | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Staging:
+    """An assignment that fits, and a time that no assignment of the question beats."""
+
+    stages: tuple[Assignment, ...]
+    bound_s: float
+
+
+def solve_staging(question: StagingQuestion) -> Staging | None:
+    """The best cut of the chain, or None if none fits in memory."""
+    from ortools.math_opt.python import mathopt
+
+    program = _Program(question, mathopt.Model(name="stages"))
+    result = solve(program.model, gap=1e-4)
+    if not result.has_primal_feasible_solution():
+        return None
+    values = result.variable_values()
+    counts = [[round(values[v]) for v in row] for row in program.n]
+    again = [[round(values[v]) for v in row] for row in program.r]
+    bound = max(result.best_objective_bound(), 0.0) * program.unit_s
+    return Staging(_assignments(question, counts, again), bound)
+
+
+class _Program:
+    """The integer program; ``n[g][s]`` and ``r[g][s]`` are its decisions, time counts in ``unit_s``."""
+
+    def __init__(self, question: StagingQuestion, model: mathopt.Model) -> None:
+        self.question, self.model = question, model
+        self.unit_s = sum(run.count * run.cost.times.total_s for run in question.runs) or 1.0
+        indices = range(question.stages)
+        self.n = [[model.add_integer_variable(lb=0, ub=run.count) for _ in indices] for run in question.runs]
+        self.r = [[model.add_integer_variable(lb=0, ub=run.count) for _ in indices] for run in question.runs]
+        self._place()
+        self._recompute()
+        for stage in indices:
+            self._remember(stage)
+        passes = [self._passes(stage) for stage in indices]
+        self._bound_step(passes)
+
+    def _place(self) -> None:
+        """Each run's units are somewhere, no stage is empty, and runs follow each other."""
+        for run, row in zip(self.question.runs, self.n, strict=True):
+            self.model.add_linear_constraint(sum(row) == run.count)
+        for stage in range(self.question.stages):
+            self.model.add_linear_constraint(sum(row[stage] for row in self.n) >= 1)
+        runs = self.question.runs
+        for g in range(len(runs) - 1):
+            if g == 0 and runs[0].count == 1:
+                self.model.add_linear_constraint(self.n[0][0] == 1)
+            elif g == len(runs) - 2 and runs[-1].count == 1:
+                self.model.add_linear_constraint(self.n[-1][-1] == 1)
+            else:
+                self._follow(g)
+
+    def _follow(self, g: int) -> None:
+        """Run g + 1 has nothing before the stage where run g ends, and run g nothing after it."""
+        ended = [self.model.add_binary_variable() for _ in range(self.question.stages)]
+        before, after = self.question.runs[g].count, self.question.runs[g + 1].count
+        for stage, end in enumerate(ended):
+            self.model.add_linear_constraint(self.n[g + 1][stage] <= after * end)
+            if stage:
+                self.model.add_linear_constraint(self.n[g][stage] <= before * (1 - ended[stage - 1]))
+                self.model.add_linear_constraint(end >= ended[stage - 1])
+
+    def _recompute(self) -> None:
+        forced = self.question.recompute
+        for run, n, r in zip(self.question.runs, self.n, self.r, strict=True):
+            for count, again in zip(n, r, strict=True):
+                if not run.repeats or forced is False:
+                    self.model.add_linear_constraint(again == 0)
+                elif forced:
+                    self.model.add_linear_constraint(again == count)
+                else:
+                    self.model.add_linear_constraint(again <= count)
+
+    def _remember(self, stage: int) -> None:
+        """The stage's memory, in units of the device's. Largest units are taken over all that it may hold."""
+        q = self.question
+        held = in_flight(stage, q.stages, q.micro_batches)
+        terms: list[Any] = [_largest_bytes(q, stage) - (q.shared_bytes if q.stages == 1 else 0.0)]
+        if stage + 1 < q.stages:
+            terms.append(held * q.sent_bytes)
+        rerun = self.model.add_variable(lb=0.0)
+        for run, n, r in zip(q.runs, self.n, self.r, strict=True):
+            cost = run.cost
+            terms.append((run.state_bytes + held * cost.saved_bytes) * n[stage])
+            if run.repeats and q.recompute is not False:
+                terms.append(held * (cost.input_bytes - cost.saved_bytes) * r[stage])
+                some = self.model.add_binary_variable()
+                self.model.add_linear_constraint(r[stage] <= run.count * some)
+                self.model.add_linear_constraint(rerun >= cost.saved_bytes / q.limit_bytes * some)
+        total = sum(term * (1 / q.limit_bytes) for term in terms) + rerun
+        room = (q.limit_bytes - q.reserve_bytes) / (1 + ALLOCATOR_SLACK) / q.limit_bytes
+        self.model.add_linear_constraint(total <= room)
+
+    def _passes(self, stage: int) -> tuple[Any, Any, Any, Any]:
+        """Variables F, B, head and T of the stage."""
+        q = self.question
+
+        def total(of_unit: Callable[[Run], float], of_rerun: Callable[[Run], float] | None = None) -> Any:
+            terms = [of_unit(run) / self.unit_s * n[stage] for run, n in zip(q.runs, self.n, strict=True)]
+            if of_rerun is not None:
+                terms += [
+                    of_rerun(run) / self.unit_s * r[stage] for run, r in zip(q.runs, self.r, strict=True)
+                ]
+            return sum(terms)
+
+        def at_least(base: Any, of_unit: Callable[[Run], float], window: Any) -> Any:
+            if not any(map(of_unit, q.runs)):
+                return base
+            traffic = total(of_unit)
+            variable = self.model.add_variable(lb=0.0)
+            self.model.add_linear_constraint(variable >= base + (1 - q.overlap) * traffic)
+            self.model.add_linear_constraint(variable >= base + traffic - window)
+            return variable
+
+        forward_window = total(lambda run: run.cost.times.forward_s)
+        backward_window = total(lambda run: run.cost.times.backward_s, lambda run: run.cost.times.forward_s)
+        return (
+            at_least(total(_forward_s), lambda run: run.traffic.forward_s, forward_window),
+            at_least(total(_backward_s, _forward_s), lambda run: run.traffic.backward_s, backward_window),
+            at_least(0.0, lambda run: run.traffic.head_s, forward_window),
+            at_least(total(lambda run: run.optimizer_s), _reduced_s, backward_window),
+        )
+
+    def _bound_step(self, passes: Sequence[tuple[Any, Any, Any, Any]]) -> None:
+        """Minimise z, which no path through the schedule exceeds."""
+        m, p = self.question.micro_batches, self.question.stages
+        arrive, drain, trip = self._chain(passes)
+        z = self.model.add_variable(lb=0.0)
+        for s, (forward, backward, _, _) in enumerate(passes):
+            w = in_flight(s, p, m)
+            ends = arrive[s] + drain[s]
+            work = [m * (forward + backward)]
+            if s + 1 < p:
+                work.append(forward + trip[s] + m * backward + (m - w) * forward)
+                work.append(math.ceil(m / w) * (forward + trip[s] + backward))
+            for path in work:
+                self.model.add_linear_constraint(z >= ends + path)
+        self.model.minimize(z)
+
+    def _chain(self, passes: Sequence[tuple[Any, Any, Any, Any]]) -> tuple[list[Any], list[Any], list[Any]]:
+        """Variables A and D and expressions R of every stage."""
+        send = self.question.send_s / self.unit_s
+        arrive, drain = [], []
+        for s, (_, _, head, tail) in enumerate(passes):
+            arrive.append(self.model.add_variable(lb=0.0))
+            drain.append(self.model.add_variable(lb=0.0))
+            self.model.add_linear_constraint(arrive[s] >= head)
+            self.model.add_linear_constraint(drain[s] >= tail)
+            if s:
+                forward, backward = passes[s - 1][:2]
+                self.model.add_linear_constraint(arrive[s] >= arrive[s - 1] + forward + send)
+                self.model.add_linear_constraint(drain[s] >= drain[s - 1] + backward + send)
+        trip: list[Any] = [0.0]
+        for forward, backward, _, _ in reversed(passes[1:]):
+            following = self.model.add_variable(lb=0.0)
+            self.model.add_linear_constraint(following >= trip[0] + forward + backward + 2 * send)
+            trip.insert(0, following)
+        return arrive, drain, trip
+
+
+def _forward_s(run: Run) -> float:
+    return run.cost.times.forward_s + run.cost.times.forward_comm_s
+
+
+def _backward_s(run: Run) -> float:
+    return run.cost.times.backward_s + run.cost.times.backward_comm_s
+
+
+def _reduced_s(run: Run) -> float:
+    return run.traffic.tail_fsdp_s + run.traffic.tail_dp_s
+
+
+def _largest_bytes(question: StagingQuestion, stage: int) -> float:
+    """Bytes that go with the largest of the units that a stage may hold, not with their number."""
+    runs = list(question.runs)
+    last = question.stages - 1
+    if stage > 0 and runs[0].count == 1:
+        runs = runs[1:]
+    if stage < last and len(runs) > 1 and runs[-1].count == 1:
+        runs = runs[:-1]
+    costs = [run.cost for run in runs for _ in range(min(run.count, 2))]
+    rates = question.rates
+    gathered = rates.gathered_units * largest_pair(costs)
+    reduced = rates.reduced_units * max(cost.trainable for cost in costs)
+    return gathered + reduced + max(cost.workspace_bytes for cost in costs)
+
+
+def _assignments(
+    question: StagingQuestion, counts: Sequence[Sequence[int]], again: Sequence[Sequence[int]]
+) -> tuple[Assignment, ...]:
+    """Ranges of the chain; of the units of a run in a stage, the first ones are recomputed."""
+    stages, start = [], 0
+    for s in range(question.stages):
+        recomputed, position = [], start
+        for row, rerun in zip(counts, again, strict=True):
+            recomputed += range(position, position + rerun[s])
+            position += row[s]
+        stages.append(Assignment(start, position, frozenset(recomputed)))
+        start = position
+    return tuple(stages)
