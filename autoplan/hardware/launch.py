@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import datetime
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
@@ -78,8 +79,6 @@ def spawn(nproc: int, arguments: Sequence[str], *, silent: bool = False) -> None
 
 
 def _reason(errors: str) -> str:
-    """The line of the ranks' output that says most: the last that names an error."""
-    lines = [
-        line.strip() for line in errors.splitlines() if "rror" in line and "torch.distributed" not in line
-    ]
-    return lines[-1] if lines else "no reason given"
+    """What the ranks say went wrong: the last line of the first traceback, or autoplan's own message."""
+    named = re.findall(r"^(?:\[rank\d+\]: |autoplan: )?((?:[\w.]*Error|error)\b.*)$", errors, re.MULTILINE)
+    return named[0].strip() if named else "no reason given"

@@ -52,7 +52,7 @@ def device_memory_bytes(device: torch.device, ranks_per_node: int) -> tuple[int,
 
 def measured_source(device: torch.device, ranks: int, samples: int) -> Source:
     """The record of this measurement: when, with what, under which load."""
-    versions = {"torch": torch.__version__, "python": platform.python_version(), "system": platform.release()}
+    versions = {"torch": str(torch.__version__), "python": platform.python_version()}
     if device.type == "cuda":
         versions["cuda"] = str(torch.version.cuda)
         from torch.cuda import nccl
@@ -60,7 +60,7 @@ def measured_source(device: torch.device, ranks: int, samples: int) -> Source:
         versions["nccl"] = ".".join(str(part) for part in nccl.version())
     return Source(
         kind=SourceKind.MEASURED,
-        document="median of the samples, the slowest rank of each; all ranks at work at once",
+        document="median of the samples; all ranks at work at once, each sample until the last of them is done",
         date=datetime.date.today().isoformat(),
         tool=f"autoplan profile {autoplan.__version__}",
         versions=versions,

@@ -13,7 +13,7 @@ from autoplan.hardware.cluster import Cluster
 from autoplan.hardware.level import COLLECTIVES
 from autoplan.hardware.machine import measured_source
 from autoplan.hardware.measure_clock import Clock, Timing
-from autoplan.hardware.measure_collectives import group_sizes, make_ring, measure_message
+from autoplan.hardware.measure_collectives import Ring, group_sizes, make_ring, measure_message
 from autoplan.hardware.measure_compute import (
     measure_attention,
     measure_gemm,
@@ -62,6 +62,7 @@ class _Bench:
     sizes: Sizes
     measured: Measured
     launch: Timing = field(default_factory=lambda: Timing(0.0, 0.0))
+    rings: list[Ring] = field(default_factory=list)
 
     def tasks(self) -> list[Task]:
         return [
@@ -127,6 +128,8 @@ class _Bench:
 
     def _group(self, level: int, level_size: int, size: int, stride: int) -> list[Task]:
         ring = make_ring(size, stride, level_size * stride, self.world.size, self.world.rank)
+        if ring is not None:
+            self.rings.append(ring)
 
         def task(kind: str, nbytes: int) -> Task:
             def run() -> None:
@@ -152,10 +155,13 @@ def measure_cluster(
     if device.type == "cuda":
         torch.cuda.set_device(device)
     sizes = sizes_for(device.type, quick=quick, max_bytes=max_bytes)
-    clock = Clock(device, world.size, sizes.samples, sizes.window_s)
+    clock = Clock(device, world.size, world.node_size, sizes.samples, sizes.window_s)
     source = measured_source(device, world.size, sizes.samples)
     bench = _Bench(clock, world, sizes, Measured(device=device, node_size=world.node_size, world=world.size))
-    run_tasks(bench.tasks(), show=progress and world.rank == 0)
+    with torch.enable_grad():
+        run_tasks(bench.tasks(), show=progress and world.rank == 0)
+    for ring in bench.rings:
+        dist.destroy_process_group(ring.group)
     return _same_everywhere(assemble(name, bench.measured, source), world)
 
 

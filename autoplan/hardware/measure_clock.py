@@ -29,38 +29,37 @@ class Clock:
     """Times calls on ``device`` with all ranks at work, so that shared cores and links show.
 
     One sample is a run of equal calls that lasts about ``window_s``: long against a scheduler's time
-    slice and against the ranks' uneven start. Of each sample the slowest rank counts, since a step
-    waits for it. ``world`` is 1 where there is no process group.
+    slice and against the ranks' uneven start. It counts from the first start to the last end among
+    the ranks of a node, and the slowest node counts, since a training step waits for all. Without a
+    process group ``world`` is 1.
     """
 
     device: torch.device
     world: int
+    node_size: int
     samples: int
     window_s: float
 
     def measure(self, call: Callable[[], object]) -> Timing:
         """The time of ``call``; every rank must call this with the same kind of work."""
         call()
-        self._together()
-        first_s = self._slowest([self._run(call, 1)])[0]
+        first_s = self._sample([self._run(call, 1)])[0]
         repeats = max(1, min(MAX_REPEATS, math.ceil(self.window_s / max(first_s, 1e-7))))
-        times_s = []
-        for _ in range(self.samples):
-            self._together()
-            times_s.append(self._run(call, repeats) / repeats)
-        return _summary(self._slowest(times_s))
+        runs = [self._run(call, repeats) for _ in range(self.samples)]
+        return _summary([time_s / repeats for time_s in self._sample(runs)])
 
-    def _run(self, call: Callable[[], object], repeats: int) -> float:
-        if self.device.type == "cuda":
-            return self._run_cuda(call, repeats)
+    def _run(self, call: Callable[[], object], repeats: int) -> tuple[float, float]:
+        """Start and end of ``repeats`` calls, in seconds of a clock that the ranks of a node share."""
+        self._together()
         start_s = time.perf_counter()
+        if self.device.type == "cuda":
+            return start_s, start_s + self._cuda_s(call, repeats)
         for _ in range(repeats):
             call()
-        return time.perf_counter() - start_s
+        return start_s, time.perf_counter()
 
-    def _run_cuda(self, call: Callable[[], object], repeats: int) -> float:
+    def _cuda_s(self, call: Callable[[], object], repeats: int) -> float:
         start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        torch.cuda.synchronize(self.device)
         start.record()
         for _ in range(repeats):
             call()
@@ -75,12 +74,17 @@ class Clock:
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
 
-    def _slowest(self, times_s: list[float]) -> list[float]:
+    def _sample(self, runs: list[tuple[float, float]]) -> list[float]:
+        """Seconds of each run over all ranks; the same list on every rank."""
+        mine = torch.tensor(runs, dtype=torch.float64, device=self.device)
         if self.world == 1:
-            return times_s
-        gathered = torch.tensor(times_s, dtype=torch.float64, device=self.device)
-        dist.all_reduce(gathered, op=dist.ReduceOp.MAX)
-        return gathered.tolist()
+            return (mine[:, 1] - mine[:, 0]).tolist()
+        everyone = [torch.empty_like(mine) for _ in range(self.world)]
+        dist.all_gather(everyone, mine)
+        times = torch.stack(everyone).view(-1, self.node_size, len(runs), 2)
+        if self.device.type == "cuda":  # each GPU times itself; the starts are the host's
+            return (times[..., 1] - times[..., 0]).amax(dim=(0, 1)).tolist()
+        return (times[..., 1].amax(dim=1) - times[..., 0].amin(dim=1)).amax(dim=0).tolist()
 
 
 def _summary(times_s: list[float]) -> Timing:

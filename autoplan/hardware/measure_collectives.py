@@ -16,6 +16,10 @@ __all__ = ["Ring", "group_sizes", "make_ring", "measure_message"]
 
 ITEM = 4  # bytes of a float32
 
+# torch 2.13 renamed these two; earlier versions have only the long names.
+_all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
+_reduce_scatter = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor
+
 
 @dataclass(frozen=True, slots=True)
 class Ring:
@@ -67,13 +71,13 @@ def _nothing() -> None:
 
 
 def _call(clock: Clock, ring: Ring, kind: str, share: int) -> Callable[[], object]:
-    whole = torch.zeros(share * ring.size, device=clock.device)
-    part = torch.zeros(share, device=clock.device)
+    whole = torch.zeros(share * ring.size, device=clock.device, dtype=torch.float32)
+    part = torch.zeros(share, device=clock.device, dtype=torch.float32)
     group = ring.group
     calls: dict[str, Callable[[], object]] = {
         "all_reduce": lambda: dist.all_reduce(whole, group=group),
-        "all_gather": lambda: dist.all_gather_into_tensor(whole, part, group=group),
-        "reduce_scatter": lambda: dist.reduce_scatter_tensor(part, whole, group=group),
+        "all_gather": lambda: _all_gather(whole, part, group=group),
+        "reduce_scatter": lambda: _reduce_scatter(part, whole, group=group),
         "all_to_all": lambda: dist.all_to_all_single(other, whole, group=group),
         "send_recv": lambda: _there_and_back(ring, whole),
     }

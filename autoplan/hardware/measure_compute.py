@@ -19,7 +19,7 @@ LEAST_SHARE = 0.2  # of a measured time that stays when the launch is taken out
 
 def measure_launch(clock: Clock) -> Timing:
     """Seconds of an op on next to no data."""
-    x = torch.ones(16, device=clock.device, requires_grad=True)
+    x = _random(clock, "float32", 16)
     return clock.measure(lambda: x + x)
 
 
@@ -61,8 +61,10 @@ def measure_attention(
 
 
 def _random(clock: Clock, dtype: str, *shape: int) -> torch.Tensor:
-    tensor = torch.randn(shape, device=clock.device, dtype=torch.float32).to(getattr(torch, dtype))
-    return tensor.requires_grad_()
+    """A leaf that wants a gradient. Has its own generator: measuring must not move the caller's."""
+    generator = torch.Generator(clock.device).manual_seed(0)
+    tensor = torch.randn(shape, device=clock.device, dtype=torch.float32, generator=generator)
+    return tensor.to(getattr(torch, dtype)).requires_grad_()
 
 
 def _net_s(timing: Timing, launch_s: float) -> float:

@@ -112,7 +112,7 @@ def assemble(name: str, measured: Measured, run: Source) -> Cluster:
 
 def _device(measured: Measured) -> Device:
     memory_bytes, usable_bytes = device_memory_bytes(measured.device, measured.node_size)
-    peaks = {dtype: max(p.flops_per_s for p in points) for dtype, points in measured.gemm.items()}
+    peaks = {dtype: _peak(points, measured.launch_s) for dtype, points in measured.gemm.items()}
     cuda = measured.device.type == "cuda"
     units = torch.cuda.get_device_properties(measured.device).multi_processor_count if cuda else 0
     figures = {
@@ -146,6 +146,12 @@ def _device(measured: Measured) -> Device:
             for (dtype, causal), points in measured.attention.items()
         ),
     )
+
+
+def _peak(points: Sequence[GemmPoint], launch_s: float) -> float:
+    """The best rate among products that take far longer than a launch; short ones are mostly noise."""
+    long = [p for p in points if 2 * p.m * p.n * p.k / p.flops_per_s > 20 * launch_s]
+    return max(p.flops_per_s for p in long or points)
 
 
 def _attention_efficiency(measured: Measured, peaks: dict[str, float]) -> AttentionEfficiency:

@@ -61,7 +61,7 @@ _CPU = Sizes(
 _QUICK_CPU = replace(
     _CPU,
     samples=5,
-    window_s=0.02,
+    window_s=0.03,
     gemm={"float32": (32, 128, 512), "bfloat16": (128, 512), "float64": (128, 512)},
     attention={"float32": (64, 256)},
     head_sizes=(32,),

@@ -55,7 +55,7 @@ def profile_from_dict(data: dict[str, Any], where: str) -> Cluster:
 
 def profile_text(cluster: Cluster) -> str:
     """``cluster`` as TOML."""
-    return toml_text(msgspec.to_builtins(cluster))
+    return toml_text({"format": cluster.format} | msgspec.to_builtins(cluster))
 
 
 def write_profile(cluster: Cluster, path: Path) -> None:

@@ -36,19 +36,16 @@ def _device_table(cluster: Cluster, datasheet: Device | None) -> Table:
     def kind(figure: str) -> SourceKind:
         return cluster.sources[device.source[figure]].kind
 
-    best = {t.dtype: (max(p.flops_per_s for p in t.points), t.source) for t in device.gemm}
+    tables = {t.dtype: t for t in device.gemm}
     for dtype, peak in device.peak_flops.items():
-        value, source = (
-            (best[dtype][0], best[dtype][1]) if dtype in best else (peak, device.source["peak_flops"])
-        )
         known = datasheet.peak_flops.get(dtype) if datasheet else None
-        name = f"{dtype} products, {'best' if dtype in best else 'peak'}"
-        row(
-            name,
-            units.flops_rate(value),
-            units.flops_rate(known) if known else "",
-            cluster.sources[source].kind,
-        )
+        sheet = units.flops_rate(known) if known else ""
+        if dtype in tables:
+            point = max(tables[dtype].points, key=lambda p: p.m * p.n * p.k)
+            name = f"{dtype} product, {point.m} x {point.k} x {point.n}"
+            row(name, units.flops_rate(point.flops_per_s), sheet, cluster.sources[tables[dtype].source].kind)
+        else:
+            row(f"{dtype} products, peak", units.flops_rate(peak), sheet, kind("peak_flops"))
     known = units.bytes_rate(datasheet.memory_bytes_per_s) if datasheet else ""
     row("memory bandwidth", units.bytes_rate(device.memory_bytes_per_s), known, kind("memory_bytes_per_s"))
     row("time of the smallest op", units.seconds(device.launch_s), "", kind("launch_s"))
