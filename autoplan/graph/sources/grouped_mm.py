@@ -1,10 +1,10 @@
 """Matrix products of consecutive groups of rows, each with its own expert's weight.
 
 ``torch.nn.functional.grouped_mm`` refuses float64, and its fake form refuses everything but bfloat16, so
-this operator stands in its place wherever it cannot go: ``autoplan::grouped_mm`` and, for the gradient of
-the weights, ``autoplan::grouped_mm_weight``. Both have fake forms and FLOP formulas, and each is the
-other's derivative. Shape suffixes: P rows, E experts, D and F features; group e is the rows from
-``end_E[e-1]`` to ``end_E[e]``.
+these operators stand in its place: ``autoplan::grouped_mm`` and, for the gradient of the weights,
+``autoplan::grouped_mm_weight``. They run one product after the other on any device and dtype. Both have
+fake forms and FLOP formulas, and each is the other's derivative. Shape suffixes: P rows, E experts, D and
+F features; group e is the rows from ``end_E[e-1]`` to ``end_E[e]``.
 """
 
 from __future__ import annotations
@@ -21,8 +21,6 @@ __all__ = ["grouped_mm", "grouped_mm_weight"]
 @torch.library.custom_op("autoplan::grouped_mm", mutates_args=())
 def grouped_mm(x_PD: Tensor, w_EDF: Tensor, end_E: Tensor) -> Tensor:
     """(P, F): each row of ``x_PD`` times the weight of its group. Rows past the last group give zeros."""
-    if _native(x_PD):
-        return torch.nn.functional.grouped_mm(x_PD, w_EDF, offs=end_E.to(torch.int32))
     y_PF = x_PD.new_zeros(x_PD.shape[0], w_EDF.shape[2])
     for expert, (start, end) in enumerate(_groups(end_E)):
         y_PF[start:end] = x_PD[start:end] @ w_EDF[expert]
@@ -32,17 +30,10 @@ def grouped_mm(x_PD: Tensor, w_EDF: Tensor, end_E: Tensor) -> Tensor:
 @torch.library.custom_op("autoplan::grouped_mm_weight", mutates_args=())
 def grouped_mm_weight(x_PD: Tensor, y_PF: Tensor, end_E: Tensor) -> Tensor:
     """(E, D, F): for each group, its rows of ``x_PD`` transposed times its rows of ``y_PF``."""
-    if _native(x_PD):
-        return torch.nn.functional.grouped_mm(x_PD.t(), y_PF, offs=end_E.to(torch.int32))
     w_EDF = x_PD.new_zeros(end_E.shape[0], x_PD.shape[1], y_PF.shape[1])
     for expert, (start, end) in enumerate(_groups(end_E)):
         w_EDF[expert] = x_PD[start:end].t() @ y_PF[start:end]
     return w_EDF
-
-
-def _native(x: Tensor) -> bool:
-    """Whether PyTorch's own kernel takes it: bfloat16 on Hopper or later."""
-    return x.is_cuda and x.dtype == torch.bfloat16 and torch.cuda.get_device_capability(x.device) >= (9, 0)
 
 
 def _groups(end_E: Tensor) -> list[tuple[int, int]]:
