@@ -79,7 +79,7 @@ def assemble(name: str, measured: Measured, run: Source) -> Cluster:
         ),
         RATIO: Source(
             kind=SourceKind.MEASURED,
-            document="of the best that this run measured",
+            document="of peak, at the best that this run measured",
             date=run.date,
             tool=run.tool,
         ),
