@@ -1,13 +1,16 @@
 """Bytes on the worst moment of a stage's step, by owner.
 
 Model state as stock FSDP2 keeps it (P elements on this tp rank, d = fsdp, c and M the bytes of the
-compute and the master dtype, u the largest unit):
+compute and the master dtype, u the elements of the largest unit):
 
-    zero   masters, moments   gradients                  gathered copy
-    0      M·P                M·P                        c·P, none in one dtype on one data rank
-    1      M·P/d              max(c·P, M·P/d) + c·u      c·P
-    2      M·P/d              M·P/d + 2c·u               c·P
-    3      M·P/d              M·P/d + 2c·u               the two largest neighbours
+    zero   masters, moments   gradients         gathered copy
+    0      M·P                M·P + M·u         c·P
+    1      M·P/d              M·P + M·u         c·P
+    2      M·P/d              M·P/d + 2M·u      c·P
+    3      M·P/d              M·P/d + 2M·u      c of the two largest neighbours
+
+The M·u are buffers that gradients are reduced in. One data rank in one dtype needs neither them nor a
+copy. Under zero 0 and 1 gradients add up whole, in the master dtype, until the last micro-batch.
 
 Activations: with 1F1B stage s of p holds min(m, p - s) micro-batches (Narayanan et al., 2021,
 section 2.2.1). A recomputed unit keeps its input of each, and all it saves of one of them at a time.
@@ -74,15 +77,14 @@ class StateRates:
     def of(cls, degrees: Degrees, job: Job) -> StateRates:
         full, compute = float(job.precision.master_bytes), float(job.precision.compute_bytes)
         master = full / degrees.fsdp if degrees.zero else full
-        gradient = {0: full, 1: max(compute, master)}.get(degrees.zero, master)
-        copied = compute if compute != full or degrees.data_ranks > 1 else 0.0
+        wrapped = compute != full or degrees.data_ranks > 1
         return cls(
             master=master,
             optimizer=master * job.optimizer_states,
-            gradient=gradient,
-            copy=copied if degrees.zero < 3 else 0.0,
-            gathered_units=copied if degrees.zero == 3 else 0.0,
-            reduced_units=compute * {0: 0, 1: 1}.get(degrees.zero, 2),
+            gradient=full if degrees.zero < 2 else master,
+            copy=compute if wrapped and degrees.zero < 3 else 0.0,
+            gathered_units=compute if degrees.zero == 3 else 0.0,
+            reduced_units=full * (1 if degrees.zero < 2 else 2) if wrapped else 0.0,
         )
 
 

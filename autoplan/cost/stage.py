@@ -28,6 +28,7 @@ class StageTimes:
         forward_fsdp_s, backward_fsdp_s: parameter and gradient traffic that a micro-batch waits for.
         head_s: waited for once, before the first forward (parameters gathered).
         tail_fsdp_s, tail_dp_s: waited for once, after the last backward (gradients reduced).
+        tied_s: waited for once, to sum gradients with other stages.
         optimizer_s: the optimizer's own.
     """
 
@@ -38,6 +39,7 @@ class StageTimes:
     head_s: float
     tail_fsdp_s: float
     tail_dp_s: float
+    tied_s: float
     optimizer_s: float
 
     @property
@@ -50,18 +52,19 @@ class StageTimes:
 
     @property
     def tail_s(self) -> float:
-        return self.tail_fsdp_s + self.tail_dp_s + self.optimizer_s
+        return self.tail_fsdp_s + self.tail_dp_s + self.tied_s + self.optimizer_s
 
 
 def stage_times(
     units: Sequence[UnitCost],
     recompute: Sequence[bool],
     shared: UnitCost | None,
+    tied_s: float,
     degrees: Degrees,
     job: Job,
     cluster: Cluster,
 ) -> StageTimes:
-    """Price a stage of ``units``; ``shared`` holds parameters counted twice because they are tied."""
+    """Price a stage of ``units``; ``shared`` holds parameters that it counts twice because they are tied."""
     times, again, traffic = NO_TIME, NO_TIME, StateTraffic()
     for unit, recomputed in zip(units, recompute, strict=True):
         times += unit.times
@@ -84,6 +87,7 @@ def stage_times(
         head_s=exposed_s(traffic.head_s, times.forward_s, overlap),
         tail_fsdp_s=scattered,
         tail_dp_s=reduced,
+        tied_s=tied_s,
         optimizer_s=optimizer_s(trainable, degrees, job, cluster),
     )
 

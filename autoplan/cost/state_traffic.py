@@ -1,6 +1,7 @@
 """What the data axes send for one unit: parameters gathered, gradients reduced.
 
-As stock FSDP2 does it with mixed precision, each unit being one group, in the compute dtype:
+As stock FSDP2 does it with mixed precision, each unit being one group. Parameters travel in the compute
+dtype, gradients in the master dtype:
 
     zero   parameters gathered                     gradients scattered        summed over dp
     0      (fsdp is 1)                             (fsdp is 1)                once a step
@@ -53,9 +54,9 @@ def state_traffic(unit: UnitCost, degrees: Degrees, precision: Precision, cluste
     if degrees.fsdp > 1:
         size, stride = degrees.fsdp, degrees.fsdp_stride
         gather = _sent_s("all_gather", unit.parameters * precision.compute_bytes, size, stride, cluster)
-        scatter = _sent_s("reduce_scatter", unit.trainable * precision.compute_bytes, size, stride, cluster)
+        scatter = _sent_s("reduce_scatter", unit.trainable * precision.master_bytes, size, stride, cluster)
     if degrees.dp > 1:
-        shard = unit.trainable * precision.compute_bytes / degrees.fsdp
+        shard = unit.trainable * precision.master_bytes / degrees.fsdp
         reduce = _sent_s("all_reduce", shard, degrees.dp, degrees.dp_stride, cluster)
     match degrees.zero:
         case 0 | 1:

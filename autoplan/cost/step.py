@@ -17,7 +17,7 @@ from autoplan.cost.flops import model_flops
 from autoplan.cost.memory import stage_memory
 from autoplan.cost.pipeline import one_f_one_b
 from autoplan.cost.stage import StageTimes, stage_times
-from autoplan.cost.tied import shared_parameters
+from autoplan.cost.tied import shared_parameters, tied_s
 from autoplan.cost.unit import UnitCost
 
 if TYPE_CHECKING:
@@ -53,12 +53,14 @@ def step_estimate(
         sent_bytes: what a cut after each unit sends (``crossing_bytes``).
     """
     priced, estimates = [], []
+    ranges = [(stage.start, stage.stop) for stage in stages]
+    summed = tied_s(graph, costs, ranges, degrees, job.precision, cluster)
     for index, stage in enumerate(stages):
         units = [costs[unit.kind] for unit in graph.units[stage.start : stage.stop]]
         again = [i in stage.recompute for i in range(stage.start, stage.stop)]
         shared = shared_parameters(graph, costs, stage.start, stage.stop)
         sent = sent_bytes[stage.stop - 1] if index + 1 < len(stages) else 0.0
-        times = stage_times(units, again, shared, degrees, job, cluster)
+        times = stage_times(units, again, shared, summed[index], degrees, job, cluster)
         memory = stage_memory(units, again, shared, sent, index, degrees, job, cluster.device)
         priced.append(times)
         estimates.append(StageEstimate(forward_s=times.forward_s, backward_s=times.backward_s, memory=memory))
@@ -97,7 +99,7 @@ def _step_parts(
         "fsdp_comm": m * (busiest.forward_fsdp_s + busiest.backward_fsdp_s)
         + busiest.head_s
         + busiest.tail_fsdp_s,
-        "dp_comm": busiest.tail_dp_s,
+        "dp_comm": busiest.tail_dp_s + busiest.tied_s,
         "optimizer": busiest.optimizer_s,
     }
     parts["bubble"] = max(step_s - sum(parts.values()), 0.0)

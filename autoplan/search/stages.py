@@ -44,7 +44,8 @@ from autoplan.search.solver import solve
 if TYPE_CHECKING:
     from ortools.math_opt.python import mathopt
 
-__all__ = ["Staging", "StagingQuestion", "solve_staging"]
+__all__ = ["Staging", "StagingQuestion", "largest_bytes", "solve_staging"]
+
 
 @dataclass(frozen=True, slots=True)
 class StagingQuestion:
@@ -153,7 +154,7 @@ class _Program:
         """The stage's memory, in units of the device's. Largest units are taken over all that it may hold."""
         q = self.question
         held = in_flight(stage, q.stages, q.micro_batches)
-        terms: list[Any] = [_largest_bytes(q, stage) - (q.shared_bytes if q.stages == 1 else 0.0)]
+        terms: list[Any] = [largest_bytes(q, stage) - (q.shared_bytes if q.stages == 1 else 0.0)]
         if stage + 1 < q.stages:
             terms.append(held * q.sent_bytes)
         rerun = self.model.add_variable(lb=0.0)
@@ -248,7 +249,7 @@ def _reduced_s(run: Run) -> float:
     return run.traffic.tail_fsdp_s + run.traffic.tail_dp_s
 
 
-def _largest_bytes(question: StagingQuestion, stage: int) -> float:
+def largest_bytes(question: StagingQuestion, stage: int) -> float:
     """Bytes that go with the largest of the units that a stage may hold, not with their number."""
     runs = list(question.runs)
     last = question.stages - 1

@@ -1,0 +1,168 @@
+"""What a unit costs at best, at a micro-batch size for which no layouts have been searched, or that has
+not even been traced.
+
+Each op takes the cheapest of its cuts and nothing travels on the tp axis; parameters and activations
+are cut in tp parts. Sizes grow linearly with the micro-batch, so two traced graphs give those of any
+other; where the two differ in more than sizes, an untraced graph is taken to cost nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from itertools import groupby
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from autoplan.cost.times import NO_TIME, Times
+from autoplan.cost.unit import UnitCost
+from autoplan.graph.ir import Block, Op, OpKind
+
+if TYPE_CHECKING:
+    from autoplan.graph.ir import ModelGraph
+    from autoplan.hardware import Cluster
+
+__all__ = ["Optimist"]
+
+_AXES = ("none", "batch", "m", "n", "k")
+
+
+@dataclass(frozen=True, slots=True)
+class _Sizes:
+    """What of a block grows with the micro-batch, as one vector; ops in groups priced by one curve."""
+
+    groups: tuple[tuple[tuple[OpKind, str, bool], int], ...]
+    products: np.ndarray  # (gemm and attention ops, 4)
+    backward: np.ndarray  # how many products, or passes, each needs backward
+    nbytes: np.ndarray  # (memory ops, 2)
+    kept: np.ndarray  # saved bytes, input bytes
+
+    @classmethod
+    def of(cls, block: Block) -> _Sizes:
+        def curve(op: Op) -> tuple[OpKind, str, bool]:
+            kind = op.kind if op.gemm is not None else OpKind.MEMORY
+            return kind, block.values[op.output].dtype if op.gemm else "", op.causal
+
+        ops = sorted(block.ops, key=curve)
+        products = [op for op in ops if op.gemm is not None]
+        memory = [op for op in ops if op.gemm is None]
+        inputs = sum(block.values[name].nbytes for name in block.inputs if block.values[name].requires_grad)
+        return cls(
+            groups=tuple((key, len(list(group))) for key, group in groupby(products, key=curve)),
+            products=np.array([_dims(op) for op in products], dtype=float).reshape(-1, 4),
+            backward=np.array(
+                [round(op.flops_backward / op.flops_forward) if op.flops_forward else 0 for op in products]
+            ),
+            nbytes=np.array([(op.bytes_forward, op.bytes_backward) for op in memory], dtype=float).reshape(
+                -1, 2
+            ),
+            kept=np.array([block.saved_bytes, inputs], dtype=float),
+        )
+
+    def towards(self, other: _Sizes, share: float) -> _Sizes | None:
+        """Sizes ``share`` of the way from self to ``other`` (beyond it above 1), if only sizes differ."""
+        if self.groups != other.groups or self.nbytes.shape != other.nbytes.shape:
+            return None
+        products, nbytes, kept = (
+            a + share * (b - a)
+            for a, b in (
+                (self.products, other.products),
+                (self.nbytes, other.nbytes),
+                (self.kept, other.kept),
+            )
+        )
+        return _Sizes(self.groups, products, self.backward, nbytes, kept)
+
+
+def _dims(op: Op) -> tuple[int, int, int, int]:
+    assert op.gemm is not None
+    return op.gemm.batch, op.gemm.m, op.gemm.n, op.gemm.k
+
+
+class Optimist:
+    """Optimistic unit costs of one model on one cluster, from its graphs at one or two micro-batch sizes."""
+
+    def __init__(self, graphs: Mapping[int, ModelGraph], cluster: Cluster) -> None:
+        self._cluster = cluster
+        self._sizes = {
+            micro_batch: {kind: _Sizes.of(block) for kind, block in graph.kinds.items()}
+            for micro_batch, graph in graphs.items()
+        }
+        graph = next(iter(graphs.values()))
+        self._parameters = {kind: _parameters(block) for kind, block in graph.kinds.items()}
+        self._known: dict[tuple[int, int], dict[str, UnitCost]] = {}
+
+    def costs(self, micro_batch: int, degree: int) -> dict[str, UnitCost]:
+        """The cost of a unit of each kind."""
+        key = micro_batch, degree
+        if key not in self._known:
+            self._known[key] = {
+                kind: self._unit(self._at(micro_batch, kind), *parameters, degree)
+                for kind, parameters in self._parameters.items()
+            }
+        return self._known[key]
+
+    def _at(self, micro_batch: int, kind: str) -> _Sizes | None:
+        if micro_batch in self._sizes:
+            return self._sizes[micro_batch].get(kind)
+        if len(self._sizes) < 2:
+            return None
+        (a, low), (b, high) = sorted(self._sizes.items())[:2]
+        if kind not in low or kind not in high:
+            return None
+        return low[kind].towards(high[kind], (micro_batch - a) / (b - a))
+
+    def _unit(self, sizes: _Sizes | None, parameters: float, trainable: float, degree: int) -> UnitCost:
+        if sizes is None:
+            return UnitCost(NO_TIME, 0.0, 0.0, 0.0, parameters / degree, trainable / degree, {})
+        saved, inputs = sizes.kept / degree
+        times = self._memory(sizes, degree) + self._products(sizes, degree)
+        return UnitCost(times, saved, inputs, 0.0, parameters / degree, trainable / degree, {})
+
+    def _memory(self, sizes: _Sizes, degree: int) -> Times:
+        time_s = self._cluster.device.memory_time_s
+        touched = [column[column > 0] / degree for column in sizes.nbytes.T]
+        forward, backward = (_total(time_s(column)) if column.size else 0.0 for column in touched)
+        return Times(forward, backward)
+
+    def _products(self, sizes: _Sizes, degree: int) -> Times:
+        device, start, total = self._cluster.device, 0, NO_TIME
+        for (kind, dtype, causal), count in sizes.groups:
+            part = slice(start, start + count)
+            start += count
+            forward, backward = np.inf, np.inf
+            for axis in _AXES if degree > 1 else _AXES[:1]:
+                b, m, n, k = _cut(sizes.products[part], axis, degree)
+                if kind is OpKind.ATTENTION:
+                    passes = np.minimum(sizes.backward[part], 1)
+                    ahead = device.attention_time_s(b, m, n, k, dtype, causal)
+                    back = passes * device.attention_time_s(b, m, n, k, dtype, causal, backward=True)
+                else:
+                    needed = sizes.backward[part]
+                    ahead = device.gemm_time_s((b, m, n, k), dtype)
+                    back = np.where(needed >= 1, device.gemm_time_s((b, m, k, n), dtype), 0.0)
+                    back = back + np.where(needed >= 2, device.gemm_time_s((b, k, n, m), dtype), 0.0)
+                forward, backward = np.minimum(forward, ahead), np.minimum(backward, back)
+            total += Times(_total(forward), _total(backward))
+        return total
+
+
+def _cut(products: np.ndarray, axis: str, degree: int) -> Any:
+    cut = products.T.copy()
+    if axis != "none":
+        row = _AXES.index(axis) - 1
+        cut[row] = np.maximum(np.floor(cut[row] / degree), 1)
+    return cut
+
+
+def _total(seconds: Any) -> float:
+    return float(np.sum(seconds))
+
+
+def _parameters(block: Block) -> tuple[float, float]:
+    sizes = [
+        (block.values[name].nbytes / block.values[name].itemsize, block.values[name].requires_grad)
+        for name in block.parameters
+    ]
+    return sum(size for size, _ in sizes), sum(size for size, grows in sizes if grows)

@@ -1,0 +1,91 @@
+"""Decisions that the caller holds fixed; the search completes the rest."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Any
+
+from autoplan.errors import InputError, PlanError
+
+if TYPE_CHECKING:
+    from autoplan.hardware import Cluster
+    from autoplan.plan import Job
+
+__all__ = ["Pins"]
+
+_NOT_YET = ("cp", "ep", "vpp")
+_RECOMPUTE = {"none": False, "full": True}
+
+
+@dataclass(frozen=True, slots=True)
+class Pins:
+    """None where the search is free to choose. ``recompute``: whether every repeated block is."""
+
+    pp: int | None = None
+    dp: int | None = None
+    fsdp: int | None = None
+    tp: int | None = None
+    zero: int | None = None
+    micro_batch: int | None = None
+    recompute: bool | None = None
+
+    @classmethod
+    def parse(cls, pin: Mapping[str, Any] | None, job: Job, cluster: Cluster) -> Pins:
+        """Check what the caller gave. Raises InputError for an unknown decision or an impossible value."""
+        known = [field.name for field in fields(cls)]
+        chosen: dict[str, Any] = {}
+        for name, value in (pin or {}).items():
+            if name == "recompute":
+                chosen[name] = _recompute(value)
+            elif name in _NOT_YET:
+                _require(value == 1, name, value, "1, the only degree that this version plans")
+            elif name in known:
+                chosen[name] = _number(name, value)
+            else:
+                known_text = ", ".join((*known, *_NOT_YET))
+                raise InputError("pin", name, f"one of {known_text}", "hold fixed only these decisions")
+        pins = cls(**chosen)
+        pins._check_sizes(job, cluster)
+        return pins
+
+    def _check_sizes(self, job: Job, cluster: Cluster) -> None:
+        world, node, batch = cluster.world_size, cluster.node_size, job.global_batch
+        product = 1
+        for name in ("pp", "dp", "fsdp", "tp"):
+            value = getattr(self, name) or 1
+            product *= value
+            _require(world % value == 0, name, value, f"a divisor of the {world} ranks")
+        if self.tp is not None:
+            _require(node % self.tp == 0, "tp", self.tp, f"a divisor of the {node} ranks of a node")
+        _require(world % product == 0, "pp · dp · fsdp · tp", product, f"a divisor of the {world} ranks")
+        if self.micro_batch is not None:
+            _require(
+                batch % self.micro_batch == 0,
+                "micro_batch",
+                self.micro_batch,
+                f"a divisor of the global batch, {batch}",
+            )
+        if self.zero is not None and self.fsdp is not None and (self.zero == 0) != (self.fsdp == 1):
+            expected = "0 where fsdp is 1" if self.fsdp == 1 else f"1, 2 or 3 where fsdp is {self.fsdp}"
+            raise PlanError("zero", self.zero, expected, "change one of the two, or leave one out")
+
+
+def _number(name: str, value: Any) -> int:
+    whole = isinstance(value, int) and not isinstance(value, bool)
+    if name == "zero":
+        _require(whole and 0 <= value <= 3, name, value, "0, 1, 2 or 3")
+    else:
+        _require(whole and value >= 1, name, value, "an integer of at least 1")
+    return value
+
+
+def _recompute(value: Any) -> bool:
+    if value not in _RECOMPUTE:
+        raise InputError("recompute", value, "none or full", "choose one, or leave it to the search")
+    return _RECOMPUTE[value]
+
+
+def _require(holds: bool, name: str, value: Any, expected: str) -> None:
+    if not holds:
+        raise PlanError(name, value, expected, "change it, or leave it to the search")
