@@ -58,8 +58,13 @@ def _traffic(tree: Any) -> int:
 
 
 def analyse(
-    kind: str, path: str, graph: fx.Graph, parameters: dict[str, str], buffers: dict[str, str],
-    differentiable_inputs: set[str], mode: FakeTensorMode,
+    kind: str,
+    path: str,
+    graph: fx.Graph,
+    parameters: dict[str, str],
+    buffers: dict[str, str],
+    differentiable_inputs: set[str],
+    mode: FakeTensorMode,
 ) -> Block:
     """Run ``graph`` under fake tensors and describe it as a Block."""
     runner = _Runner(graph, differentiable_inputs, mode)
@@ -82,7 +87,11 @@ class _Runner:
         self.saved: list[Tensor] = []
 
     def run(self) -> None:
-        with self.mode, torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(self._pack, lambda t: t):
+        with (
+            self.mode,
+            torch.enable_grad(),
+            torch.autograd.graph.saved_tensors_hooks(self._pack, lambda t: t),
+        ):
             for node in self.graph.nodes:
                 if node.op in ("placeholder", "get_attr"):
                     self._source(node)

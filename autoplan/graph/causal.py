@@ -41,8 +41,11 @@ def causal_values(graph: fx.Graph) -> set[str]:
 
 def _may_be_mask(value: Any) -> bool:
     return (
-        isinstance(value, Tensor) and value.dtype == torch.bool and value.dim() >= 2
-        and value.shape[-1] == value.shape[-2] > 1 and value.numel() <= _LARGEST
+        isinstance(value, Tensor)
+        and value.dtype == torch.bool
+        and value.dim() >= 2
+        and value.shape[-1] == value.shape[-2] > 1
+        and value.numel() <= _LARGEST
     )
 
 
@@ -60,7 +63,9 @@ def _ancestors(nodes: list[fx.Node]) -> set[fx.Node]:
 def _is_lower_triangle(mask: Tensor) -> bool:
     size = mask.shape[-1]
     flat = mask[(0,) * (mask.dim() - 2)] if mask.dim() > 2 else mask
-    same = all(stride == 0 or extent == 1 for stride, extent in zip(mask.stride()[:-2], mask.shape[:-2], strict=True))
+    same = all(
+        stride == 0 or extent == 1 for stride, extent in zip(mask.stride()[:-2], mask.shape[:-2], strict=True)
+    )
     if not same:
         return False
     return bool(torch.equal(flat, torch.ones(size, size, dtype=torch.bool).tril_()))
@@ -75,7 +80,9 @@ def make_causal(graph: fx.Graph, placeholder: str) -> bool:
     if node is None or not all(_is_mask_of(user, node) for user in node.users):
         return False
     for user in list(node.users):
-        arguments = dict(zip(("query", "key", "value", "attn_mask", "dropout_p", "is_causal"), user.args, strict=False))
+        arguments = dict(
+            zip(("query", "key", "value", "attn_mask", "dropout_p", "is_causal"), user.args, strict=False)
+        )
         arguments |= user.kwargs
         arguments["attn_mask"], arguments["is_causal"] = None, True
         user.args = tuple(arguments.pop(name) for name in ("query", "key", "value"))

@@ -144,7 +144,8 @@ class _Cutter:
         outputs = [
             n
             for n in body
-            if n.op == "call_function" and (n is loss or any(self.position.get(u, position) != position for u in n.users))
+            if n.op == "call_function"
+            and (n is loss or any(self.position.get(u, position) != position for u in n.users))
         ]
         graph = extract(self.graph, outputs, inputs, keep=inside)
         return Link(position, None, [self._name(n) for n in inputs], [self._name(n) for n in outputs], graph)

@@ -57,12 +57,19 @@ def export_clean(
         raise
     except Exception as error:
         raise TraceError(
-            path or type(module).__name__, _first_line(error), "a module that torch.export captures",
+            path or type(module).__name__,
+            _first_line(error),
+            "a module that torch.export captures",
             "see the line named by torch.export.export(module, args, strict=False) and make its shapes independent of data",
         ) from error
     if program.graph_signature.buffers_to_mutate or program.graph_signature.user_inputs_to_mutate:
         names = sorted(program.graph_signature.buffers_to_mutate.values())
-        raise TraceError(path, names, "no buffer that forward changes", "freeze these buffers, or call model.eval() on their module")
+        raise TraceError(
+            path,
+            names,
+            "no buffer that forward changes",
+            "freeze these buffers, or call model.eval() on their module",
+        )
     return _clean(program)
 
 
@@ -73,7 +80,9 @@ def _first_line(error: Exception) -> str:
 
 def _mutates(graph: fx.Graph) -> bool:
     return any(
-        node.op == "call_function" and isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable
+        node.op == "call_function"
+        and isinstance(node.target, torch._ops.OpOverload)
+        and node.target._schema.is_mutable
         for node in graph.nodes
     )
 
@@ -97,7 +106,11 @@ def _clean(program: torch.export.ExportedProgram) -> CleanGraph:
 
 
 def _place(
-    node: fx.Node, spec: Any, program: torch.export.ExportedProgram, env: dict[fx.Node, Any], result: CleanGraph
+    node: fx.Node,
+    spec: Any,
+    program: torch.export.ExportedProgram,
+    env: dict[fx.Node, Any],
+    result: CleanGraph,
 ) -> None:
     graph = result.graph
     value = node.meta.get("val")
@@ -135,7 +148,10 @@ def _copy_body(source: fx.Graph, owner: fx.GraphModule, graph: fx.Graph, env: di
 
 
 def _is_grad_region(node: fx.Node) -> bool:
-    return getattr(node.target, "__name__", str(node.target)) in ("wrap_with_set_grad_enabled", "wrap_with_autocast")
+    return getattr(node.target, "__name__", str(node.target)) in (
+        "wrap_with_set_grad_enabled",
+        "wrap_with_autocast",
+    )
 
 
 def _is_identity(node: fx.Node) -> bool:
@@ -143,7 +159,9 @@ def _is_identity(node: fx.Node) -> bool:
     if node.target not in _CASTS or not isinstance(node.args[0], fx.Node):
         return False
     before, after = node.args[0].meta.get("val"), node.meta.get("val")
-    return isinstance(before, torch.Tensor) and isinstance(after, torch.Tensor) and before.dtype == after.dtype
+    return (
+        isinstance(before, torch.Tensor) and isinstance(after, torch.Tensor) and before.dtype == after.dtype
+    )
 
 
 def _inline(node: fx.Node, owner: fx.GraphModule, graph: fx.Graph, env: dict[fx.Node, Any]) -> None:

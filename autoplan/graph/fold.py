@@ -57,7 +57,8 @@ def _copies(container: nn.Module, shared: set[int]) -> dict[Any, list[str]]:
     children = [
         (name, child)
         for name, child in container.named_children()
-        if next(child.children(), None) is not None and next(child.parameters(), None) is not None
+        if next(child.children(), None) is not None
+        and next(child.parameters(), None) is not None
         and not any(id(p) in shared for p in child.parameters())
     ]
     counters = _counting_attributes([child for _, child in children])

@@ -23,7 +23,16 @@ from enum import StrEnum
 
 from autoplan.errors import PlanError
 
-__all__ = ["PARTIAL", "REPLICATE", "REPLICATE_STAR", "Collective", "Conversion", "Layout", "conversion", "shard"]
+__all__ = [
+    "PARTIAL",
+    "REPLICATE",
+    "REPLICATE_STAR",
+    "Collective",
+    "Conversion",
+    "Layout",
+    "conversion",
+    "shard",
+]
 
 
 class LayoutKind(StrEnum):
@@ -62,6 +71,16 @@ class Layout:
     @property
     def is_shard(self) -> bool:
         return self.kind is LayoutKind.SHARD
+
+    @property
+    def value_kind(self) -> LayoutKind:
+        """How the value lies: R, S or P."""
+        return LayoutKind.REPLICATE if self.kind is LayoutKind.REPLICATE_STAR else self.kind
+
+    @property
+    def gradient_kind(self) -> LayoutKind:
+        """How the gradient lies: R, S or P."""
+        return _GRADIENT[self.kind]
 
     def local_shape(self, shape: tuple[int, ...], degree: int) -> tuple[int, ...]:
         """The shape that one of ``degree`` ranks holds of a tensor of ``shape``."""
@@ -103,24 +122,24 @@ class Conversion:
     backward: Collective | None
 
 
-_AR, _AG, _RS = Collective.ALL_REDUCE, Collective.ALL_GATHER, Collective.REDUCE_SCATTER
-_A2A, _SLICE, _MASK = Collective.ALL_TO_ALL, Collective.SLICE, Collective.MASK
 _K = LayoutKind
+_GRADIENT = {
+    _K.REPLICATE: _K.REPLICATE,
+    _K.REPLICATE_STAR: _K.PARTIAL,
+    _K.SHARD: _K.SHARD,
+    _K.PARTIAL: _K.REPLICATE,
+}
 
-_CONVERSIONS: dict[tuple[LayoutKind, LayoutKind], Conversion] = {
-    (_K.REPLICATE, _K.REPLICATE_STAR): Conversion(None, _AR),
-    (_K.REPLICATE, _K.SHARD): Conversion(_SLICE, _AG),
-    (_K.REPLICATE, _K.PARTIAL): Conversion(_MASK, None),
-    (_K.REPLICATE_STAR, _K.REPLICATE): Conversion(None, _MASK),
-    (_K.REPLICATE_STAR, _K.SHARD): Conversion(_SLICE, _MASK),
-    (_K.REPLICATE_STAR, _K.PARTIAL): Conversion(_MASK, _MASK),
-    (_K.SHARD, _K.REPLICATE): Conversion(_AG, _SLICE),
-    (_K.SHARD, _K.REPLICATE_STAR): Conversion(_AG, _RS),
-    (_K.SHARD, _K.SHARD): Conversion(_A2A, _A2A),
-    (_K.SHARD, _K.PARTIAL): Conversion(_MASK, _SLICE),
-    (_K.PARTIAL, _K.REPLICATE): Conversion(_AR, None),
-    (_K.PARTIAL, _K.REPLICATE_STAR): Conversion(_AR, _AR),
-    (_K.PARTIAL, _K.SHARD): Conversion(_RS, _AG),
+_MOVES: dict[tuple[LayoutKind, LayoutKind], Collective | None] = {
+    (_K.REPLICATE, _K.REPLICATE): None,
+    (_K.REPLICATE, _K.SHARD): Collective.SLICE,
+    (_K.REPLICATE, _K.PARTIAL): Collective.MASK,
+    (_K.SHARD, _K.REPLICATE): Collective.ALL_GATHER,
+    (_K.SHARD, _K.SHARD): Collective.ALL_TO_ALL,
+    (_K.SHARD, _K.PARTIAL): Collective.MASK,
+    (_K.PARTIAL, _K.REPLICATE): Collective.ALL_REDUCE,
+    (_K.PARTIAL, _K.SHARD): Collective.REDUCE_SCATTER,
+    (_K.PARTIAL, _K.PARTIAL): None,
 }
 
 
@@ -132,4 +151,5 @@ def conversion(src: Layout, dst: Layout) -> Conversion:
     """
     if src == dst:
         return Conversion(None, None)
-    return _CONVERSIONS[src.kind, dst.kind]
+    forward = _MOVES[src.value_kind, dst.value_kind]
+    return Conversion(forward, _MOVES[dst.gradient_kind, src.gradient_kind])

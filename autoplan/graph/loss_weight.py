@@ -46,14 +46,23 @@ def find_weight(loss: fx.Node) -> tuple[fx.Node, int] | None:
     if node.target is _aten.cross_entropy_loss.default:
         return _cross_entropy(node)
     reduction = _MEAN_LOSSES.get(node.target)  # type: ignore[arg-type]
-    if node.target in _MEANS or (reduction is not None and argument(node, reduction, "reduction", _MEAN) == _MEAN):
+    if node.target in _MEANS or (
+        reduction is not None and argument(node, reduction, "reduction", _MEAN) == _MEAN
+    ):
         return None
-    raise TraceError("loss", str(node.target), "cross_entropy, mse_loss or another mean over the batch", _REMEDY)
+    raise TraceError(
+        "loss", str(node.target), "cross_entropy, mse_loss or another mean over the batch", _REMEDY
+    )
 
 
 def _cross_entropy(node: fx.Node) -> tuple[fx.Node, int] | None:
     if argument(node, 2, "weight", None) is not None:
-        raise TraceError("loss", "cross_entropy(weight=…)", "no class weights", "multiply the logits' loss by the weights yourself and return its mean")
+        raise TraceError(
+            "loss",
+            "cross_entropy(weight=…)",
+            "no class weights",
+            "multiply the logits' loss by the weights yourself and return its mean",
+        )
     if argument(node, 3, "reduction", _MEAN) != _MEAN:
         raise TraceError("loss", "cross_entropy(reduction='sum' or 'none')", "reduction='mean'", _REMEDY)
     target = node.args[1]

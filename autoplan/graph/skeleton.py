@@ -62,7 +62,9 @@ _OUTPUTS: dict[Any, tuple[list[Any], pytree.TreeSpec]] = {}
 
 @torch.library.custom_op("autoplan::block", mutates_args=())
 def _block(tensors: list[Tensor], call: int) -> list[Tensor]:
-    raise TraceError("autoplan::block", call, "to be traced, not run", "run the program that parallelize() returns")
+    raise TraceError(
+        "autoplan::block", call, "to be traced, not run", "run the program that parallelize() returns"
+    )
 
 
 @_block.register_fake
@@ -80,7 +82,9 @@ def _block_fake(tensors: list[Tensor], call: int) -> list[Tensor]:
     _OUTPUTS[key] = (leaves, record.output_spec)
     if not all(isinstance(leaf, Tensor) for leaf in leaves):
         kinds = sorted({type(leaf).__name__ for leaf in leaves if not isinstance(leaf, Tensor)})
-        raise TraceError(record.path, kinds, "a repeated block that returns tensors only", "return tensors from this block")
+        raise TraceError(
+            record.path, kinds, "a repeated block that returns tensors only", "return tensors from this block"
+        )
     return [torch.empty_like(leaf) for leaf in leaves]
 
 
@@ -148,7 +152,9 @@ def _fake_copy(
         return copy.deepcopy(module, filled)
     except Exception as error:
         raise TraceError(
-            type(module).__name__, error, "a module that copy.deepcopy accepts",
+            type(module).__name__,
+            error,
+            "a module that copy.deepcopy accepts",
             "remove attributes that cannot be copied (locks, generators, open files)",
         ) from error
 
@@ -161,7 +167,9 @@ def _fake_tensors(
     for parameter in module._parameters.values():
         if parameter is not None and id(parameter) not in memo:
             to = dtype if dtype is not None and parameter.is_floating_point() else parameter.dtype
-            memo[id(parameter)] = nn.Parameter(_fake(parameter, to, mode), requires_grad=parameter.requires_grad)
+            memo[id(parameter)] = nn.Parameter(
+                _fake(parameter, to, mode), requires_grad=parameter.requires_grad
+            )
     for buffer in module._buffers.values():
         if buffer is not None and id(buffer) not in memo:
             memo[id(buffer)] = _fake(buffer, buffer.dtype, mode)

@@ -58,7 +58,9 @@ def trace(
     outer = export_clean(step, fakes, {}, skeleton.mode, type(model).__name__)
     _rename_inputs(outer, names)
     builder = _Builder(outer, skeleton, model)
-    shapes = {n: (tuple(t.shape), str(t.dtype).removeprefix("torch.")) for n, t in zip(names, fakes, strict=True)}
+    shapes = {
+        n: (tuple(t.shape), str(t.dtype).removeprefix("torch.")) for n, t in zip(names, fakes, strict=True)
+    }
     return builder.build(name or type(model).__name__, int(tensors[0].shape[0]), shapes)
 
 
@@ -73,7 +75,12 @@ def flatten_batch(batch: Any) -> tuple[list[str], list[Tensor], pytree.TreeSpec]
     for path, leaf in paths:
         label = "_".join(str(getattr(key, "key", getattr(key, "idx", key))) for key in path) or "input"
         if not isinstance(leaf, Tensor):
-            raise ModelError(f"batch.{label}", leaf, "a tensor", "leave out what is not a tensor, or bind it with functools.partial")
+            raise ModelError(
+                f"batch.{label}",
+                leaf,
+                "a tensor",
+                "leave out what is not a tensor, or bind it with functools.partial",
+            )
         names.append(label if label.isidentifier() else f"input_{label}")
         tensors.append(leaf)
     if not tensors:
@@ -107,7 +114,9 @@ class _Step(nn.Module):
         value = self._loss(output, batch) if self._loss is not None else _default_loss(output)
         if not isinstance(value, Tensor) or value.numel() != 1:
             shown = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
-            raise ModelError("loss", shown, "a scalar tensor", "pass loss=fn(output, batch) that returns the mean loss")
+            raise ModelError(
+                "loss", shown, "a scalar tensor", "pass loss=fn(output, batch) that returns the mean loss"
+            )
         return value
 
 
@@ -161,7 +170,12 @@ class _Builder:
         paths = [call.path for call in self.calls]
         if len(set(paths)) != len(paths):
             twice = sorted({path for path in paths if paths.count(path) > 1})
-            raise TraceError(twice[0], "called more than once", "a repeated block that runs once a step", "call a block once, or take it out of the ModuleList")
+            raise TraceError(
+                twice[0],
+                "called more than once",
+                "a repeated block that runs once a step",
+                "call a block once, or take it out of the ModuleList",
+            )
 
     def build(self, name: str, micro_batch: int, shapes: dict[str, Any]) -> ModelGraph:
         kinds: dict[str, Block] = {}
@@ -169,15 +183,28 @@ class _Builder:
         units: list[Unit] = []
         differentiable: set[str] = set()
         for link in self.chain.links:
-            unit, block = self._call(link, keys, kinds) if link.call is not None else self._outer(link, differentiable)
+            unit, block = (
+                self._call(link, keys, kinds) if link.call is not None else self._outer(link, differentiable)
+            )
             kinds.setdefault(unit.kind, block)
             units.append(unit)
             differentiable |= set(link.writes)
         weight = self._weight()
         self._prune_free(units, weight)
-        free = analyse("free", "", self.chain.free, {}, self._buffers(self.chain.free), set(), self.skeleton.mode)
+        free = analyse(
+            "free", "", self.chain.free, {}, self._buffers(self.chain.free), set(), self.skeleton.mode
+        )
         graph = ModelGraph(
-            name, "", micro_batch, kinds, tuple(units), free, self.chain.loss, weight, _tied(self.model, units, kinds), shapes
+            name,
+            "",
+            micro_batch,
+            kinds,
+            tuple(units),
+            free,
+            self.chain.loss,
+            weight,
+            _tied(self.model, units, kinds),
+            shapes,
         )
         graph.fingerprint = _fingerprint(graph)
         return graph
@@ -193,9 +220,13 @@ class _Builder:
         reads = tuple(link.reads[index] for index in kind.kept)
         block = kinds.get(kind.name)
         if block is None:
-            inputs = {kind.clean.inputs[i] for i in kind.kept if not link.reads[i].startswith(("free.", "batch."))}
+            inputs = {
+                kind.clean.inputs[i] for i in kind.kept if not link.reads[i].startswith(("free.", "batch."))
+            }
             clean = kind.clean
-            block = analyse(kind.name, call.path, clean.graph, clean.parameters, clean.buffers, inputs, self.skeleton.mode)
+            block = analyse(
+                kind.name, call.path, clean.graph, clean.parameters, clean.buffers, inputs, self.skeleton.mode
+            )
         return Unit(call.path, kind.name, call.path, reads, tuple(link.writes)), block
 
     def _export(self, call: BlockCall, causal: tuple[bool, ...], number: int) -> _Kind:
@@ -222,16 +253,26 @@ class _Builder:
     def _outer(self, link: Link, differentiable: set[str]) -> tuple[Unit, Block]:
         assert link.graph is not None
         first, last = self.chain.links[0], self.chain.links[-1]
-        name = "prologue" if link is first else "epilogue" if link is last else f"between.{link.position // 2 - 1}"
+        name = (
+            "prologue"
+            if link is first
+            else "epilogue"
+            if link is last
+            else f"between.{link.position // 2 - 1}"
+        )
         if first is last:
             name = "model"
         inputs = {n.name for n in link.graph.nodes if n.op == "placeholder" and n.name in differentiable}
         parameters = {n.name: str(n.target) for n in link.graph.nodes if n.meta.get("parameter")}
-        block = analyse(name, "", link.graph, parameters, self._buffers(link.graph), inputs, self.skeleton.mode)
+        block = analyse(
+            name, "", link.graph, parameters, self._buffers(link.graph), inputs, self.skeleton.mode
+        )
         return Unit(name, name, "", tuple(link.reads), tuple(link.writes)), block
 
     def _buffers(self, graph: fx.Graph) -> dict[str, str]:
-        return {n.name: str(n.target) for n in graph.nodes if n.op == "get_attr" and not n.meta.get("parameter")}
+        return {
+            n.name: str(n.target) for n in graph.nodes if n.op == "get_attr" and not n.meta.get("parameter")
+        }
 
     def _weight(self) -> str | None:
         last = self.chain.links[-1]
@@ -243,10 +284,17 @@ class _Builder:
             return None
         target, ignored = found
         placeholder = _through_views(target)
-        reads = dict(zip((n.name for n in last.graph.nodes if n.op == "placeholder"), last.reads, strict=True))
+        reads = dict(
+            zip((n.name for n in last.graph.nodes if n.op == "placeholder"), last.reads, strict=True)
+        )
         source = reads.get(placeholder.name)
         if source is None or not source.startswith(("free.", "batch.")):
-            raise TraceError("loss", placeholder.name, "cross-entropy targets that come from the batch alone", "pass the targets in the batch")
+            raise TraceError(
+                "loss",
+                placeholder.name,
+                "cross-entropy targets that come from the batch alone",
+                "pass the targets in the batch",
+            )
         return self._count(source, ignored)
 
     def _count(self, source: str, ignored: int) -> str:
@@ -282,7 +330,11 @@ class _Builder:
 
 
 def _through_views(node: fx.Node) -> fx.Node:
-    while node.op == "call_function" and len(node.all_input_nodes) == 1 and node.meta["val"].numel() == node.all_input_nodes[0].meta["val"].numel():
+    while (
+        node.op == "call_function"
+        and len(node.all_input_nodes) == 1
+        and node.meta["val"].numel() == node.all_input_nodes[0].meta["val"].numel()
+    ):
         node = node.all_input_nodes[0]
     return node
 
@@ -295,12 +347,16 @@ def _fresh(tensors: list[Tensor], mode: FakeTensorMode) -> list[Tensor]:
 
 def _text(graph: fx.Graph, masks: bool = False) -> list[str]:
     """A graph as lines that do not depend on names given to attention's mask (``masks``) or to nodes."""
-    number = {node: index for index, node in enumerate(n for n in graph.nodes if n.op != "placeholder" or n.users)}
+    number = {
+        node: index for index, node in enumerate(n for n in graph.nodes if n.op != "placeholder" or n.users)
+    }
     lines = []
     for node in graph.nodes:
         if node.op == "placeholder":
             continue
-        args, kwargs = fx.map_arg((node.args, node.kwargs), lambda n: f"%{n.name}" if n.op != "call_function" else f"%{number[n]}")
+        args, kwargs = fx.map_arg(
+            (node.args, node.kwargs), lambda n: f"%{n.name}" if n.op != "call_function" else f"%{number[n]}"
+        )
         if masks and node.target is torch.ops.aten.scaled_dot_product_attention.default:
             args, kwargs = args[:3], {}
         target = node.target if node.op != "get_attr" else "attr"
@@ -308,7 +364,9 @@ def _text(graph: fx.Graph, masks: bool = False) -> list[str]:
     return lines
 
 
-def _tied(model: nn.Module, units: list[Unit], kinds: dict[str, Block]) -> tuple[tuple[tuple[str, str], ...], ...]:
+def _tied(
+    model: nn.Module, units: list[Unit], kinds: dict[str, Block]
+) -> tuple[tuple[tuple[str, str], ...], ...]:
     """Groups of (unit, value) that are one parameter, found by the identity of the model's own parameters."""
     by_name = dict(model.named_parameters(remove_duplicate=False))
     groups: dict[int, list[tuple[str, str]]] = {}

@@ -69,7 +69,9 @@ def _strategies(block: Block, op: Op, degree: int) -> list[Strategy]:
     spec = rule(node) if rule is not None else None
     if spec is None:
         return found
-    assert len(spec.inputs) == len(op.inputs), f"{op.target}: the rule names {len(spec.inputs)} tensors, the call has {len(op.inputs)}"
+    assert len(spec.inputs) == len(op.inputs), (
+        f"{op.target}: the rule names {len(spec.inputs)} tensors, the call has {len(op.inputs)}"
+    )
     if out_grad and spec.linear is not None and all(needs_grad[i] for i in spec.linear):
         inputs = tuple(PARTIAL if i in spec.linear else REPLICATE for i in range(len(op.inputs)))
         if all(not grad or i in spec.linear for i, grad in enumerate(needs_grad)):

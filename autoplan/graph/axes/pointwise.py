@@ -51,9 +51,7 @@ def pointwise(node: fx.Node) -> AxisSpec | None:
     """Element-wise with broadcasting; softmax along one dim, which then cannot be cut."""
     inputs, output, sizes = broadcast_axes(node)
     linear: frozenset[int] | None = None
-    if node.target in _UNARY_LINEAR and _keeps_floating(node):
-        linear = frozenset({0})
-    elif node.target in _PRODUCTS:
+    if (node.target in _UNARY_LINEAR and _keeps_floating(node)) or node.target in _PRODUCTS:
         linear = frozenset({0})
     elif node.target in _SUMS and len(inputs) == 2:
         linear = frozenset({0, 1})
@@ -83,7 +81,10 @@ def is_random(node: fx.Node) -> bool:
         return bool(argument(node, 2, "train", False)) and argument(node, 1, "p", 0.0) > 0
     if node.target is _aten.scaled_dot_product_attention.default:
         return argument(node, 4, "dropout_p", 0.0) > 0
-    return isinstance(node.target, torch._ops.OpOverload) and torch.Tag.nondeterministic_seeded in node.target.tags
+    return (
+        isinstance(node.target, torch._ops.OpOverload)
+        and torch.Tag.nondeterministic_seeded in node.target.tags
+    )
 
 
 @register(_aten.sum.dim_IntList, _aten.mean.dim, _aten.amax.default, _aten.amin.default, _aten.var.correction,
@@ -92,7 +93,11 @@ def reduction(node: fx.Node) -> AxisSpec | None:
     """A reduction over some dims. Only a sum can be cut along a dim it reduces."""
     shape = shape_of(node.args[0])
     dims = _reduced_dims(node, len(shape))
-    keep = bool(argument(node, 2, "keepdim", False)) if "default" not in str(node.target) or "amax" in str(node.target) else False
+    keep = (
+        bool(argument(node, 2, "keepdim", False))
+        if "default" not in str(node.target) or "amax" in str(node.target)
+        else False
+    )
     axes = tuple((f"d{i}",) if n > 1 else () for i, n in enumerate(shape))
     output = tuple(() if i in dims else axes[i] for i in range(len(shape)) if keep or i not in dims)
     if len(output) != len(shape_of(node)):

@@ -37,7 +37,9 @@ def addmm(node: fx.Node) -> AxisSpec | None:
     m, n = shape_of(node)
     sizes = {"m": m, "o": n, "i": shape_of(node.args[1])[1]}
     inputs: tuple[Dims, ...] = ((("o",),), (("m",), ("i",)), (("i",), ("o",)))
-    return AxisSpec(inputs, (("m",), ("o",)), sizes, gemm={"m": "m", "o": "n", "i": "k"}, added_once=frozenset({0}))
+    return AxisSpec(
+        inputs, (("m",), ("o",)), sizes, gemm={"m": "m", "o": "n", "i": "k"}, added_once=frozenset({0})
+    )
 
 
 @register(_aten.mm.default, _aten.bmm.default, _aten.matmul.default)
@@ -55,7 +57,7 @@ def matmul(node: fx.Node) -> AxisSpec | None:
         return tuple(lead[offset + i] if n > 1 else () for i, n in enumerate(own[:-2]))
 
     batched = len(b) > 2
-    roles = {name: "batch" if batched else "m" for name in sizes} | {"m": "m", "n": "n", "k": "k"}
+    roles = dict.fromkeys(sizes, "batch" if batched else "m") | {"m": "m", "n": "n", "k": "k"}
     inputs: tuple[Dims, ...] = ((*leading(a), ("m",), ("k",)), (*leading(b), ("k",), ("n",)))
     return AxisSpec(inputs, (*lead, ("m",), ("n",)), sizes, gemm=roles)
 
@@ -72,7 +74,13 @@ def embedding(node: fx.Node) -> AxisSpec | None:
             return ()
         return (Strategy("cut v", (shard(0), REPLICATE), PARTIAL, share=True, kernel="vocab_embedding"),)
 
-    return AxisSpec(((("v",), ("h",)), lead), (*lead, ("h",)), sizes | {"v": weight[0]}, fixed=frozenset({"v"}), extra=rows)
+    return AxisSpec(
+        ((("v",), ("h",)), lead),
+        (*lead, ("h",)),
+        sizes | {"v": weight[0]},
+        fixed=frozenset({"v"}),
+        extra=rows,
+    )
 
 
 @register(_aten.scaled_dot_product_attention.default)
@@ -85,15 +93,23 @@ def attention(node: fx.Node) -> AxisSpec | None:
     q, k, v = shapes[:3]
     grouped = q[-3] != k[-3] if len(q) > 2 else False
     lead = tuple((f"d{i}",) if n > 1 else () for i, n in enumerate(q[:-2]))
-    sizes = {f"d{i}": n for i, n in enumerate(q[:-2]) if n > 1} | {"q": q[-2], "k": k[-2], "d": q[-1], "e": v[-1]}
+    sizes = {f"d{i}": n for i, n in enumerate(q[:-2]) if n > 1} | {
+        "q": q[-2],
+        "k": k[-2],
+        "d": q[-1],
+        "e": v[-1],
+    }
     fixed = {"q", "k", "d", "e"}
     if grouped:
         fixed.add(f"d{len(q) - 3}")
     inputs: list[Dims] = [(*lead, ("q",), ("d",)), (*lead, ("k",), ("d",)), (*lead, ("k",), ("e",))]
     for mask in shapes[3:]:
-        own = (1,) * (len(q) - len(mask)) + mask
+        own: tuple[int, ...] = (1,) * (len(q) - len(mask)) + mask
         dims = tuple(lead[i] if n > 1 else () for i, n in enumerate(own[:-2]))
-        inputs.append((*dims, ("q",) if own[-2] > 1 else (), ("k",) if own[-1] > 1 else ())[len(q) - len(mask) :])
+        *_, rows, columns = own
+        inputs.append(
+            (*dims, ("q",) if rows > 1 else (), ("k",) if columns > 1 else ())[len(q) - len(mask) :]
+        )
     roles = dict.fromkeys((f"d{i}" for i in range(len(lead))), "batch")
     return AxisSpec(tuple(inputs), (*lead, ("q",), ("e",)), sizes, fixed=frozenset(fixed), gemm=roles)
 
@@ -118,6 +134,21 @@ def cross_entropy(node: fx.Node) -> AxisSpec | None:
             return ()
         # the largest logit, the sum of exponentials, the target's logit: one number a token each, in fp32
         sent = tuple(InternalCollective(Collective.ALL_REDUCE, 4 * tokens, "forward") for _ in range(3))
-        return (Strategy("cut v", (shard(1), REPLICATE), REPLICATE, share=True, kernel="vocab_cross_entropy", internal=sent),)
+        return (
+            Strategy(
+                "cut v",
+                (shard(1), REPLICATE),
+                REPLICATE,
+                share=True,
+                kernel="vocab_cross_entropy",
+                internal=sent,
+            ),
+        )
 
-    return AxisSpec(((("t",), ("v",)), (("t",),)), (), {"t": tokens, "v": vocabulary}, fixed=frozenset({"t", "v"}), extra=classes)
+    return AxisSpec(
+        ((("t",), ("v",)), (("t",),)),
+        (),
+        {"t": tokens, "v": vocabulary},
+        fixed=frozenset({"t", "v"}),
+        extra=classes,
+    )

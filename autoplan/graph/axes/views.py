@@ -100,8 +100,12 @@ def slice_rule(node: fx.Node) -> AxisSpec | None:
     dim = int(argument(node, 1, "dim", 0)) % len(source)
     if source[dim] == shape[dim]:
         return AxisSpec((axes,), axes, sizes, linear=_FIRST)
-    output = tuple(("cutout",) if i == dim and n > 1 else axes[i] if i != dim else () for i, n in enumerate(shape))
-    return AxisSpec((axes,), output, sizes | {"cutout": shape[dim]}, fixed=frozenset({f"d{dim}", "cutout"}), linear=_FIRST)
+    output = tuple(
+        ("cutout",) if i == dim and n > 1 else axes[i] if i != dim else () for i, n in enumerate(shape)
+    )
+    return AxisSpec(
+        (axes,), output, sizes | {"cutout": shape[dim]}, fixed=frozenset({f"d{dim}", "cutout"}), linear=_FIRST
+    )
 
 
 @register(_aten.select.int, _aten.unbind.int)
@@ -124,7 +128,10 @@ def split(node: fx.Node) -> AxisSpec | None:
     if len(extents) > 1:
         return _fixed_dim(axes, sizes, dim)
     within = extents.pop()
-    sizes = {name: size for name, size in sizes.items() if name != f"d{dim}"} | {"section": len(pieces), "within": within}
+    sizes = {name: size for name, size in sizes.items() if name != f"d{dim}"} | {
+        "section": len(pieces),
+        "within": within,
+    }
     own = tuple(("section", "within") if i == dim else a for i, a in enumerate(axes))
     output = tuple(("within",) if i == dim else a for i, a in enumerate(axes))
     return AxisSpec((own,), output, sizes, fixed=frozenset({"section"}), linear=_FIRST)
@@ -157,10 +164,25 @@ def cat(node: fx.Node) -> AxisSpec | None:
     axes, sizes = _plain(shape_of(node))
     if stacked:
         own = tuple(a for i, a in enumerate(axes) if i != dim)
-        return AxisSpec((own,) * len(sources), axes, sizes, fixed=frozenset(axes[dim]), linear=frozenset(range(len(sources))))
+        return AxisSpec(
+            (own,) * len(sources),
+            axes,
+            sizes,
+            fixed=frozenset(axes[dim]),
+            linear=frozenset(range(len(sources))),
+        )
     inputs = tuple(
-        tuple((f"own{k}",) if i == dim and n > 1 else axes[i] if i != dim else () for i, n in enumerate(shape_of(source)))
+        tuple(
+            (f"own{k}",) if i == dim and n > 1 else axes[i] if i != dim else ()
+            for i, n in enumerate(shape_of(source))
+        )
         for k, source in enumerate(sources)
     )
     extra = {f"own{k}": shape_of(source)[dim] for k, source in enumerate(sources)}
-    return AxisSpec(inputs, axes, sizes | extra, fixed=frozenset({*axes[dim], *extra}), linear=frozenset(range(len(sources))))
+    return AxisSpec(
+        inputs,
+        axes,
+        sizes | extra,
+        fixed=frozenset({*axes[dim], *extra}),
+        linear=frozenset(range(len(sources))),
+    )

@@ -1,0 +1,176 @@
+"""One pipeline stage as a module: its units in order, and the free values they share."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, fx, nn
+from torch.distributed.device_mesh import DeviceMesh
+
+from autoplan.cost.boundary import boundary_layout
+from autoplan.graph.ir import ModelGraph, Unit, Value
+from autoplan.graph.layout import Layout
+from autoplan.plan import Plan
+from autoplan.rewrite.local_graph import LocalBlock
+from autoplan.rewrite.unit_module import UnitModule, attach, build_unit, full_name, local_parameter
+
+__all__ = ["StageModule", "Wire", "build_stage", "free_module", "wires_into"]
+
+
+@dataclass(frozen=True, slots=True)
+class Wire:
+    """A value that passes from one stage to the next: its chain name, and shape and dtype on one rank."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+    requires_grad: bool
+
+
+class StageModule(nn.Module):
+    """Runs the units of one stage on one micro-batch.
+
+    ``forward(*received, **batch)`` takes what the stage before sent (``reads``) and the micro-batch, each input
+    under its name with ``batch_`` before it; it returns what the next stage needs (``writes``), or, in the last stage, the loss times ``batch["loss_scale"]``, as a
+    tensor of one element.
+    """
+
+    def __init__(
+        self, units: list[tuple[Unit, UnitModule]], free: fx.GraphModule, free_names: list[str],
+        reads: list[Wire], writes: list[Wire], loss: str | None,
+    ) -> None:  # fmt: skip
+        super().__init__()
+        self.units = nn.ModuleDict({_key(unit): module for unit, module in units})
+        self.free = free
+        self.chain = [unit for unit, _ in units]
+        self.free_names = free_names
+        self.free_reads = [node.name for node in free.graph.nodes if node.op == "placeholder"]
+        self.reads = reads
+        self.writes = writes
+        self.loss = loss
+
+    def forward(self, *received: Tensor, **batch: Tensor) -> tuple[Tensor, ...] | Tensor:
+        values = {f"batch.{name.removeprefix('batch_')}": tensor for name, tensor in batch.items()}
+        values.update(zip((wire.name for wire in self.reads), received, strict=True))
+        free = self.free(*(batch[f"batch_{name}"] for name in self.free_reads))
+        values.update(zip(self.free_names, free, strict=True))
+        for unit in self.chain:
+            results = self.units[_key(unit)](*(values[name] for name in unit.arguments))
+            values.update(zip(unit.results, results, strict=True))
+        if self.loss is not None:
+            return values[self.loss].reshape(1) * batch["loss_scale"].to(values[self.loss].dtype)
+        return tuple(values[wire.name] for wire in self.writes)
+
+    def unit_modules(self) -> dict[str, UnitModule]:
+        """The units' modules by unit name."""
+        return {unit.name: self.units[_key(unit)] for unit in self.chain}  # type: ignore[misc]
+
+
+def _key(unit: Unit) -> str:
+    return unit.name.replace(".", "_")
+
+
+def build_stage(
+    graph: ModelGraph,
+    plan: Plan,
+    stage: int,
+    model: nn.Module,
+    tp_mesh: DeviceMesh | None,
+    master: torch.dtype | None,
+) -> StageModule:
+    """Make stage ``stage`` of ``plan`` for this rank, copying its weights out of ``model``.
+
+    ``tp_mesh`` is the tensor-parallel axis, None when tp is 1. ``master`` is the dtype that floating-point
+    parameters are kept in; None keeps each one's own.
+    """
+    names = set(plan.stages[stage].units)
+    chain = [unit for unit in graph.units if unit.name in names]
+    boundary = Layout.parse(plan.boundary)
+    whole = dict(model.named_parameters(remove_duplicate=False))
+    buffers = dict(model.named_buffers(remove_duplicate=False))
+    made: dict[tuple[int, str], nn.Parameter] = {}
+    units = []
+    for unit in chain:
+        block = graph.kinds[unit.kind]
+        layouts = plan.layouts.get(unit.kind, {})
+        parameters: dict[str, nn.Parameter] = {}
+        for value, relative in block.parameters.items():
+            name = full_name(unit, relative)
+            text = layouts.get(value, "R")
+            key = (id(whole[name]), text)  # a tied weight is made once
+            if key not in made:
+                tensor = (
+                    whole[name].to(master)
+                    if master is not None and whole[name].is_floating_point()
+                    else whole[name]
+                )
+                made[key] = local_parameter(tensor, Layout.parse(text), tp_mesh, whole[name].requires_grad)
+            parameters[name] = made[key]
+        group = tp_mesh.get_group().group_name if tp_mesh is not None else ""
+        local = LocalBlock(block, layouts, boundary, plan.tp, group)
+        summed = _loss_node(graph, unit) if graph.weight is not None else None
+        units.append(
+            (
+                unit,
+                build_unit(
+                    unit, local, unit.name in plan.stages[stage].recompute, parameters, buffers, summed
+                ),
+            )
+        )
+    free_names = sorted({name for unit in chain for name in unit.arguments if name.startswith("free.")})
+    free = free_module(graph, free_names, buffers)
+    last = stage == plan.pp - 1
+    reads = wires_into(graph, plan, stage)
+    writes = [] if last else wires_into(graph, plan, stage + 1)
+    return StageModule(units, free, free_names, reads, writes, graph.loss if last else None)
+
+
+def _loss_node(graph: ModelGraph, unit: Unit) -> str | None:
+    """The cross-entropy behind the loss, if ``unit`` holds it."""
+    if graph.loss not in unit.results:
+        return None
+    return next(op.name for op in reversed(graph.kinds[unit.kind].ops) if "cross_entropy_loss" in op.target)
+
+
+def free_module(graph: ModelGraph, names: list[str], buffers: Mapping[str, Tensor]) -> fx.GraphModule:
+    """A module that computes the free values ``names`` from the batch."""
+    root = nn.Module()
+    for relative in graph.free.buffers.values():
+        attach(root, relative, buffers[relative])
+    new = fx.Graph()
+    env: dict[fx.Node, fx.Node] = {}
+    for node in graph.free.graph.nodes:
+        if node.op != "output":
+            env[node] = new.node_copy(node, lambda n: env[n])
+    by_name = {f"free.{node.name}": value for node, value in env.items()}
+    new.output(tuple(by_name[name] for name in names))
+    new.eliminate_dead_code()
+    for node in list(new.nodes):
+        if node.op in ("placeholder", "get_attr") and not node.users:
+            new.erase_node(node)
+    return fx.GraphModule(root, new, class_name="Free")
+
+
+def wires_into(graph: ModelGraph, plan: Plan, stage: int) -> list[Wire]:
+    """What stage ``stage`` receives: values made before it and read in it or after it, in chain order."""
+    if stage == 0:
+        return []
+    before = {name for s in plan.stages[:stage] for name in s.units}
+    made: dict[str, Wire] = {}
+    boundary = Layout.parse(plan.boundary)
+    needed = {name for unit in graph.units if unit.name not in before for name in unit.arguments}
+    for unit in graph.units:
+        if unit.name not in before:
+            continue
+        block = graph.kinds[unit.kind]
+        for result, output in zip(unit.results, block.outputs, strict=True):
+            if result in needed:
+                made[result] = _wire(result, block.values[output], boundary, plan.tp)
+    return list(made.values())
+
+
+def _wire(name: str, value: Value, boundary: Layout, degree: int) -> Wire:
+    layout = boundary_layout(value, boundary, degree)
+    return Wire(name, layout.local_shape(value.shape, degree), value.dtype, value.requires_grad)

@@ -1,0 +1,125 @@
+"""A unit of the chain as a module: the block's local graph, with this rank's pieces of its parameters."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, fx, nn
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.tensor import DTensor, Replicate, Shard
+from torch.utils.checkpoint import checkpoint
+
+from autoplan.graph.ir import Block, Unit
+from autoplan.graph.layout import Layout
+from autoplan.rewrite.local_graph import LocalBlock, localise
+from autoplan.rewrite.move import shard_of
+
+__all__ = ["ParameterSource", "UnitModule", "build_unit", "local_parameter"]
+
+
+@dataclass(frozen=True, slots=True)
+class ParameterSource:
+    """Where a unit's parameter comes from: its name in the user's model, and its layout on the tp axis."""
+
+    name: str
+    layout: Layout
+
+
+class UnitModule(nn.Module):
+    """Runs one unit on local tensors. With ``recompute``, backward runs its forward again instead of keeping it.
+
+    ``sources`` maps the names of this module's parameters to where they come from.
+    """
+
+    def __init__(self, body: fx.GraphModule, sources: dict[str, ParameterSource], recompute: bool) -> None:
+        super().__init__()
+        self.body = body
+        self.sources = sources
+        self.recompute = recompute
+
+    def forward(self, *values: Tensor) -> tuple[Tensor, ...]:
+        if self.recompute and torch.is_grad_enabled():
+            return checkpoint(self.body, *values, use_reentrant=False)  # type: ignore[return-value]
+        return self.body(*values)
+
+
+def build_unit(
+    unit: Unit,
+    local: LocalBlock,
+    recompute: bool,
+    parameters: Mapping[str, nn.Parameter],
+    buffers: Mapping[str, Tensor],
+    summed_loss: str | None,
+) -> UnitModule:
+    """Make the module of ``unit``.
+
+    Args:
+        unit: which copy of the block.
+        local: how the block is cut.
+        recompute: whether backward runs it again.
+        parameters: this rank's parameters, by their names in the user's model.
+        buffers: the user's model's buffers, by name.
+        summed_loss: see ``localise``.
+    """
+    root = nn.Module()
+    sources: dict[str, ParameterSource] = {}
+    for value, relative in local.block.parameters.items():
+        name = full_name(unit, relative)
+        attach(root, relative, parameters[name])
+        sources[f"body.{relative}"] = ParameterSource(name, Layout.parse(local.layouts.get(value, "R")))
+    for relative in local.block.buffers.values():
+        attach(root, relative, buffers[full_name(unit, relative)])
+    graph = localise(local, summed_loss) if local.degree > 1 or summed_loss else _unchanged(local.block)
+    return UnitModule(fx.GraphModule(root, graph, class_name=_class_name(unit)), sources, recompute)
+
+
+def full_name(unit: Unit, relative: str) -> str:
+    """The name in the user's model of a parameter or buffer of ``unit``."""
+    return f"{unit.path}.{relative}" if unit.path else relative
+
+
+def _class_name(unit: Unit) -> str:
+    return unit.kind.replace(".", "_")
+
+
+def _unchanged(block: Block) -> fx.Graph:
+    graph = fx.Graph()
+    graph.output(graph.graph_copy(block.graph, {}))
+    return graph
+
+
+def attach(root: nn.Module, name: str, tensor: Tensor) -> None:
+    """Give ``root`` a parameter or buffer under a dotted name, making plain modules on the way."""
+    *path, last = name.split(".")
+    for part in path:
+        if part not in root._modules:
+            root.add_module(part, nn.Module())
+        root = root._modules[part]  # type: ignore[assignment]
+    if isinstance(tensor, nn.Parameter):
+        root.register_parameter(last, tensor)
+    else:
+        root.register_buffer(last, tensor)
+
+
+def local_parameter(whole: Tensor, layout: Layout, mesh: DeviceMesh | None, trainable: bool) -> nn.Parameter:
+    """This rank's parameter: a DTensor on the tp mesh that holds its piece of ``whole`` (a copy, always).
+
+    A dim cut in parts is held in the order in which the ranks hold it, so that to DTensor it is a plain
+    shard; ``runtime.state`` puts the order right when it is read.
+    """
+    if mesh is None:
+        return nn.Parameter(whole.detach().clone(), requires_grad=trainable)
+    if layout.is_shard:
+        piece = shard_of(whole.detach(), layout, mesh.size(), mesh.get_local_rank())
+        piece = (
+            piece.clone()
+            if piece.untyped_storage().data_ptr() == whole.untyped_storage().data_ptr()
+            else piece
+        )
+        placement = Shard(layout.dim)
+    else:
+        piece, placement = whole.detach().clone(), Replicate()
+    tensor = DTensor.from_local(piece, mesh, [placement], run_check=False)
+    return nn.Parameter(tensor, requires_grad=trainable)

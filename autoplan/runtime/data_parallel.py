@@ -1,0 +1,69 @@
+"""State sharding with FSDP2: what each data-parallel rank keeps, and when gradients travel."""
+
+from __future__ import annotations
+
+import warnings
+
+import torch
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+
+from autoplan.plan import Plan, Precision
+from autoplan.rewrite import StageModule
+from autoplan.runtime.world import World
+
+__all__ = ["before_backward", "shard_state"]
+
+
+def shard_state(stage: StageModule, plan: Plan, world: World) -> None:
+    """Wrap each unit of ``stage`` in FSDP2, as ``plan.zero`` says.
+
+    One process group per unit keeps gathers small and lets them overlap. Without replicas or shards, and
+    without a master copy in another dtype, there is nothing to do.
+    """
+    if world.mesh is None or (plan.data_ranks == 1 and plan.precision is not Precision.BF16):
+        return
+    # FSDP2 warns of views among a module's results, lest someone write to one; local graphs write to nothing.
+    warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
+    mesh = world.mesh["fsdp"] if plan.dp == 1 else world.mesh["dp", "fsdp"]
+    policy = MixedPrecisionPolicy(cast_forward_inputs=False)
+    if plan.precision is Precision.BF16:
+        policy = MixedPrecisionPolicy(torch.bfloat16, torch.float32, cast_forward_inputs=False)
+    for modules in _groups(stage):
+        fully_shard(modules, mesh=mesh, mp_policy=policy, reshard_after_forward=plan.zero == 3)  # type: ignore[arg-type]
+    fully_shard(stage, mesh=mesh, mp_policy=policy, reshard_after_forward=False)
+
+
+def _groups(stage: StageModule) -> list[list[torch.nn.Module]]:
+    """Units to be gathered together: those that share a parameter are one group."""
+    groups: list[list[torch.nn.Module]] = []
+    owners: dict[int, list[torch.nn.Module]] = {}
+    for module in stage.unit_modules().values():
+        parameters = [id(p) for p in module.parameters()]
+        if not parameters:
+            continue
+        group = next((owners[p] for p in parameters if p in owners), None)
+        if group is None:
+            group = []
+            groups.append(group)
+        group.append(module)
+        owners.update(dict.fromkeys(parameters, group))
+    return groups
+
+
+def before_backward(stage: torch.nn.Module, zero: int, last: bool) -> None:
+    """Tell FSDP2 what the coming backward pass must do; ``last`` is the step's last micro-batch.
+
+    ====  =====================================  ==========================
+    zero  gradients are reduced                  gathered parameters stay
+    ====  =====================================  ==========================
+    0, 1  once, after the last micro-batch       until the step ends
+    2     scattered at every micro-batch         until the step ends
+    3     scattered at every micro-batch         only while used
+    ====  =====================================  ==========================
+    """
+    if not isinstance(stage, FSDPModule):
+        return
+    stage.set_is_last_backward(last)
+    stage.set_requires_gradient_sync(last or zero >= 2)
+    stage.set_requires_all_reduce(last)
+    stage.set_reshard_after_backward(last or zero == 3)

@@ -1,0 +1,203 @@
+"""``parallelize``: from a model to a program, by way of a plan."""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import torch
+import torch.utils._pytree as pytree
+from torch import Tensor, nn
+
+from autoplan.errors import ModelError, NoPlanError, PlanError
+from autoplan.graph.ir import ModelGraph
+from autoplan.graph.trace import Loss, flatten_batch, trace
+from autoplan.hardware import Cluster, local_profile
+from autoplan.plan import Job, Plan, Precision, read_plan, validate_plan
+from autoplan.rewrite import build_stage
+from autoplan.runtime.data_parallel import shard_state
+from autoplan.runtime.program import OptimizerFactory, Program
+from autoplan.runtime.world import agree, broadcast_from_first, join, lay_mesh, world_size
+
+__all__ = ["parallelize"]
+
+
+def parallelize(
+    model: nn.Module,
+    batch: Any,
+    loss: Loss | None = None,
+    optimizer: OptimizerFactory | None = None,
+    cluster: Cluster | str | Path | None = None,
+    plan: Plan | str | Path | None = None,
+    pin: Mapping[str, Any] | None = None,
+    precision: Precision | str | None = None,
+) -> Program:
+    """Plan the training of ``model`` on the ranks at hand, and make the program that does it.
+
+    Under torchrun every rank calls this with the same arguments; alone, it gives a one-process program.
+
+    Args:
+        model: a module with weights. It is copied from, never changed; free it afterwards.
+        batch: an example of the *global* batch: a tensor, a tuple, or a dict of forward's keyword
+            arguments; dim 0 is the sample. Only shapes are read: meta tensors will do.
+        loss: ``fn(output, batch) -> scalar`` mean over the batch; default ``output.loss``, or the output
+            itself if it is a scalar.
+        optimizer: makes the optimizer of this rank's parameters; default AdamW with lr 1e-3.
+        cluster: a Cluster, a profile's name or its file; default: this machine, measured once and cached.
+        plan: a Plan or its file; default the file that AUTOPLAN_PLAN names, or else a search.
+        pin: decisions to hold fixed in the search, such as ``{"tp": 2}``.
+        precision: ``bf16``, ``fp32`` or ``fp64``; default what the parameters are.
+
+    Raises:
+        ModelError, TraceError: the model or batch cannot be planned for.
+        PlanError: the plan is for another model, batch or number of ranks.
+        NoPlanError: nothing fits in memory.
+        DistributedError: ranks disagree about the plan.
+    """
+    started = join()
+    _check_weights(model)
+    chosen = Precision(precision) if precision is not None else _precision_of(model)
+    _, tensors, _ = flatten_batch(batch)
+
+    @functools.cache
+    def graph_at(micro_batch: int) -> ModelGraph:
+        return trace(model, _rows(batch, micro_batch), loss, chosen)
+
+    plan = plan if plan is not None else os.environ.get("AUTOPLAN_PLAN")
+    if isinstance(plan, str | Path):
+        plan = read_plan(plan)
+    job = Job(global_batch=int(tensors[0].shape[0]), tokens_per_sample=_tokens(tensors[0]), precision=chosen)
+    if plan is None:
+        plan = _search(graph_at, job, cluster, dict(pin or {}))
+    elif plan.tp > 1 and not plan.layouts:
+        plan = _complete(plan, graph_at, job, cluster)
+    validate_plan(plan)
+    agree("plan", plan.hash())
+    graph = graph_at(plan.micro_batch)
+    _check_plan(plan, graph, job)
+    world = lay_mesh(plan, started)
+    master = {"bf16": torch.float32, "fp32": torch.float32, "fp64": torch.float64}[plan.precision.value]
+    tp_axis = world.axis("tp") if plan.tp > 1 else None
+    stage = build_stage(graph, plan, world.pp_rank, model, tp_axis, master).to(world.device)
+    stage.train(model.training)
+    shard_state(stage, plan, world)
+    return Program(stage, plan, graph, world, optimizer or _adamw, model)
+
+
+def _adamw(parameters: Any) -> torch.optim.Optimizer:
+    return torch.optim.AdamW(parameters, lr=1e-3)
+
+
+def _check_weights(model: nn.Module) -> None:
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        if tensor.is_meta:
+            raise ModelError(
+                f"model.{name}",
+                "a tensor on the meta device",
+                "a model with weights",
+                "call model.to_empty(device='cpu') and load or initialise its weights",
+            )
+
+
+def _precision_of(model: nn.Module) -> Precision:
+    dtypes = {p.dtype for p in model.parameters() if p.is_floating_point()}
+    if dtypes == {torch.float64}:
+        return Precision.FP64
+    return Precision.BF16 if dtypes == {torch.bfloat16} else Precision.FP32
+
+
+def _tokens(tensor: Tensor) -> int:
+    return int(tensor.shape[1]) if tensor.dim() == 2 and not tensor.is_floating_point() else 0
+
+
+def _rows(batch: Any, samples: int) -> Any:
+    """A batch of ``samples`` rows with the example's structure, on the meta device."""
+    return pytree.tree_map(
+        lambda t: torch.empty((samples, *t.shape[1:]), dtype=t.dtype, device="meta"), batch
+    )
+
+
+def _cluster(cluster: Cluster | str | Path | None) -> Cluster:
+    if cluster is None:
+        return local_profile(world_size())
+    return cluster if isinstance(cluster, Cluster) else Cluster.of(cluster, gpus=world_size())
+
+
+def _search(graph_at: Any, job: Job, cluster: Cluster | str | Path | None, pin: dict[str, Any]) -> Plan:
+    """Rank 0 searches; every rank gets its answer."""
+    from autoplan.search import search
+
+    found = _cluster(cluster)  # measuring is a collective act, so every rank takes part
+    answer: Any = None
+    if not _is_first():
+        answer = broadcast_from_first(None)
+    else:
+        try:
+            result = search(graph_at, job, found, pin=pin)
+            if result.plan is None:
+                cures = "; ".join(cure.text for cure in result.cures) or "use more ranks"
+                raise NoPlanError("plan", result.conflict, "a plan that fits in memory", cures)
+            answer = msgspec.json.encode(result.plan)
+        except Exception as error:
+            broadcast_from_first(error)
+            raise
+        broadcast_from_first(answer)
+    if isinstance(answer, Exception):
+        raise answer
+    return msgspec.json.decode(answer, type=Plan)
+
+
+def _is_first() -> bool:
+    return not torch.distributed.is_initialized() or torch.distributed.get_rank() == 0
+
+
+def _complete(plan: Plan, graph_at: Any, job: Job, cluster: Cluster | str | Path | None) -> Plan:
+    """Add the layouts that a plan written by hand leaves out; everything it says stays."""
+    pin = {
+        "pp": plan.pp,
+        "dp": plan.dp,
+        "fsdp": plan.fsdp,
+        "tp": plan.tp,
+        "zero": plan.zero,
+        "micro_batch": plan.micro_batch,
+    }
+    found = _search(graph_at, job, cluster, pin)
+    return msgspec.structs.replace(plan, layouts=found.layouts, boundary=found.boundary)
+
+
+def _check_plan(plan: Plan, graph: ModelGraph, job: Job) -> None:
+    if plan.fingerprint and plan.fingerprint != graph.fingerprint:
+        raise PlanError(
+            "fingerprint",
+            plan.fingerprint,
+            f"{graph.fingerprint}, that of this model",
+            "search a plan for this model and loss",
+        )
+    if plan.global_batch != job.global_batch:
+        raise PlanError(
+            "global_batch",
+            plan.global_batch,
+            f"{job.global_batch}, as in the example batch",
+            "search a plan for this batch",
+        )
+    if plan.precision is not job.precision:
+        raise PlanError(
+            "precision",
+            plan.precision.value,
+            f"{job.precision.value}, as asked or as the model's weights are",
+            "pass precision=, or search again",
+        )
+    planned = [name for stage in plan.stages for name in stage.units]
+    actual = [unit.name for unit in graph.units]
+    if planned != actual:
+        odd = next(
+            (f"{a} where the model has {b}" for a, b in zip(planned, actual, strict=False) if a != b),
+            f"{len(planned)} units",
+        )
+        raise PlanError(
+            "stages.units", odd, f"the model's {len(actual)} units in order", "search a plan for this model"
+        )

@@ -1,0 +1,209 @@
+"""A plan at work: the module that trains."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.utils._pytree as pytree
+from torch import Tensor, fx, nn
+
+from autoplan.errors import ModelError, PlanError
+from autoplan.graph.ir import ModelGraph
+from autoplan.graph.trace import flatten_batch
+from autoplan.plan import Plan
+from autoplan.rewrite import StageModule, free_module
+from autoplan.runtime.data_parallel import before_backward
+from autoplan.runtime.pipeline import Pipeline
+from autoplan.runtime.state import aliases, gather
+from autoplan.runtime.tied import TiedParameters
+from autoplan.runtime.world import World, world_size
+
+__all__ = ["OptimizerFactory", "Program"]
+
+OptimizerFactory = Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
+
+
+class Program(nn.Module):
+    """This rank's part of a training program.
+
+        loss = program.step(program.shard(batch))     # one optimizer step, any plan
+
+        loss = program(program.shard(batch))          # the same by hand, for plans without a pipeline
+        loss.backward(); program.optimizer.step()
+
+    ``step`` returns the mean loss over the global batch, the same on every rank. ``data_rank`` and
+    ``data_ranks`` say which share of the batch is this rank's, for a ``DistributedSampler``.
+    """
+
+    def __init__(
+        self,
+        stage: StageModule,
+        plan: Plan,
+        graph: ModelGraph,
+        world: World,
+        optimizer: OptimizerFactory,
+        model: nn.Module,
+    ) -> None:
+        super().__init__()
+        self.stage = stage
+        self.plan = plan
+        self.world = world
+        self.data_rank = world.data_rank
+        self.data_ranks = world.data_ranks
+        self.optimizer = optimizer(stage.parameters())
+        self._graph = graph
+        self._names = aliases(model)
+        self._weight = _weight_module(graph, model, world) if graph.weight is not None else None
+        self._tied = TiedParameters(graph, plan, stage, world)
+        self._pipeline = Pipeline(stage, plan, world) if plan.pp > 1 else None
+
+    @property
+    def share(self) -> int:
+        """Samples of a step that are this rank's."""
+        return self.plan.global_batch // self.data_ranks
+
+    def shard(self, batch: Any) -> Any:
+        """This rank's share of a global batch: the same structure, fewer rows. Raises PlanError on a wrong size."""
+        _, tensors, _ = flatten_batch(batch)
+        if tensors[0].shape[0] != self.plan.global_batch:
+            raise PlanError(
+                "global batch",
+                tensors[0].shape[0],
+                f"{self.plan.global_batch} samples, as planned",
+                "pass the batch size that was planned for, or search again",
+            )
+        first = self.data_rank * self.share
+        return pytree.tree_map(lambda tensor: tensor[first : first + self.share], batch)
+
+    def step(self, batch: Any) -> Tensor:
+        """One optimizer step on this rank's share of the batch (see ``shard``).
+
+        Gradients are left in place until the next step, as ``optimizer.zero_grad`` would be called then.
+        """
+        self.optimizer.zero_grad(set_to_none=True)
+        micro_batches, scale = self._prepare(batch)
+        if self._pipeline is not None:
+            whole = {name: torch.cat([part[name] for part in micro_batches]) for name in micro_batches[0]}
+            whole["loss_scale"] = scale.expand(self.plan.num_micro_batches)
+            total = self._pipeline.step(whole)
+        else:
+            total = torch.zeros((), device=self.world.device, dtype=torch.float64)
+            for index, part in enumerate(micro_batches):
+                before_backward(self.stage, self.plan.zero, index == len(micro_batches) - 1)
+                loss = self.stage(**part, loss_scale=scale).sum()
+                loss.backward()
+                total = total + loss.detach()
+        self._tied.sum_gradients()
+        self.optimizer.step()
+        return self._mean(total)
+
+    def forward(self, batch: Any) -> Tensor:
+        """The loss of this rank's share, ready for ``backward()``; gradients come out averaged over all ranks.
+
+        Raises:
+            PlanError: the plan has a pipeline, whose backward pass is part of its schedule.
+        """
+        if self._pipeline is not None:
+            raise PlanError(
+                "pp", self.plan.pp, "1 for a direct call", "use program.step(batch), which runs the schedule"
+            )
+        micro_batches, scale = self._prepare(batch)
+        before_backward(self.stage, 3 if self.plan.zero == 3 else 2, True)
+        losses = [self.stage(**part, loss_scale=scale).sum() for part in micro_batches]
+        return torch.stack(losses).sum()
+
+    def full_state_dict(self) -> dict[str, Tensor]:
+        """The whole model's parameters under its own names. Every rank must call it and gets all of it."""
+        return gather(self.stage, self.world, self.plan.tp, self._names, lambda parameter: parameter)
+
+    def full_gradients(self) -> dict[str, Tensor]:
+        """The whole model's gradients under its own names, as the last step left them. Every rank must call it."""
+        return gather(self.stage, self.world, self.plan.tp, self._names, lambda parameter: parameter.grad)
+
+    def close(self) -> None:
+        """End the process group, if ``parallelize`` started it."""
+        if self.world.started and dist.is_initialized():
+            dist.destroy_process_group()
+
+    def _prepare(self, batch: Any) -> tuple[list[dict[str, Tensor]], Tensor]:
+        """The share cut into micro-batches, and what each micro-batch's loss is multiplied by."""
+        names, tensors, _ = flatten_batch(batch)
+        if tensors[0].shape[0] != self.share:
+            raise PlanError(
+                "batch",
+                tensors[0].shape[0],
+                f"{self.share} samples, this rank's share",
+                "pass program.shard(global_batch)",
+            )
+        self._check_shapes(names, tensors)
+        tensors = [
+            self._cast(tensor.to(self.world.device), name)
+            for name, tensor in zip(names, tensors, strict=True)
+        ]
+        cut = [tensor.split(self.plan.micro_batch) for tensor in tensors]
+        parts = [
+            dict(zip((f"batch_{name}" for name in names), row, strict=True)) for row in zip(*cut, strict=True)
+        ]
+        if self._weight is None:
+            return parts, torch.full(
+                (1,), 1 / self.plan.num_micro_batches, device=self.world.device, dtype=torch.float64
+            )
+        reads = [node.name for node in self._weight.graph.nodes if node.op == "placeholder"]
+        count = torch.zeros((), device=self.world.device, dtype=torch.float64)
+        for part in parts:
+            count += self._weight(*(part[f"batch_{name}"] for name in reads))[0]
+        total = self._world_sum(count) / (self.plan.world_size // self.data_ranks)
+        return parts, (self.data_ranks / total.clamp(min=1)).reshape(1)
+
+    def _check_shapes(self, names: list[str], tensors: list[Tensor]) -> None:
+        planned = self._graph.batch_inputs
+        if set(names) != set(planned):
+            raise ModelError(
+                "batch",
+                sorted(names),
+                f"the inputs {sorted(planned)}, as in the example batch",
+                "pass batches of one structure",
+            )
+        for name, tensor in zip(names, tensors, strict=True):
+            wanted = planned[name][0]
+            if tuple(tensor.shape[1:]) != wanted[1:]:
+                raise ModelError(
+                    f"batch.{name}",
+                    tuple(tensor.shape),
+                    f"(…, {', '.join(map(str, wanted[1:]))}), as in the example batch",
+                    "pad to one shape, or plan again for this one",
+                )
+
+    def _cast(self, tensor: Tensor, name: str) -> Tensor:
+        return (
+            tensor.to(getattr(torch, self._graph.batch_inputs[name][1]))
+            if tensor.is_floating_point()
+            else tensor
+        )
+
+    def _mean(self, total: Tensor | None) -> Tensor:
+        """The global mean loss from each last-stage rank's scaled sum."""
+        if total is None:
+            total = torch.zeros((), device=self.world.device)
+        copies = self.plan.tp * self.plan.cp * self.data_ranks
+        return self._world_sum(total.detach().double()) / copies
+
+    def _world_sum(self, value: Tensor) -> Tensor:
+        if world_size() > 1:
+            value = value.clone()
+            dist.all_reduce(value)
+        return value
+
+    def extra_repr(self) -> str:
+        plan = self.plan
+        return f"pp={plan.pp}, dp={plan.dp}, fsdp={plan.fsdp}, tp={plan.tp}, zero={plan.zero}, micro_batch={plan.micro_batch}"
+
+
+def _weight_module(graph: ModelGraph, model: nn.Module, world: World) -> fx.GraphModule:
+    """Counts the targets of a micro-batch that are not ignored."""
+    assert graph.weight is not None
+    buffers = {name: tensor.to(world.device) for name, tensor in model.named_buffers(remove_duplicate=False)}
+    return free_module(graph, [graph.weight], buffers)

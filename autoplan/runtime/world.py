@@ -1,0 +1,91 @@
+"""The ranks that a program runs on: process group, device mesh, device, and what they must agree on."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+
+from autoplan.errors import DistributedError, PlanError
+from autoplan.plan import MESH_AXES, Plan
+
+__all__ = ["World", "agree", "broadcast_from_first", "join", "lay_mesh", "world_size"]
+
+
+@dataclass(frozen=True, slots=True)
+class World:
+    """The device mesh of a plan (None in one process) and this rank's place on it.
+
+    ``started`` tells that autoplan made the process group, and so must end it.
+    """
+
+    mesh: DeviceMesh | None
+    device: torch.device
+    pp_rank: int
+    data_rank: int
+    data_ranks: int
+    started: bool
+
+    def axis(self, name: str) -> DeviceMesh | None:
+        """The mesh axis ``name`` through this rank."""
+        return self.mesh[name] if self.mesh is not None else None
+
+
+def join() -> bool:
+    """Join the process group that torchrun describes, if there is one and it is not joined yet."""
+    if dist.is_initialized() or int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        return False
+    if torch.cuda.is_available():
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+    dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
+    return True
+
+
+def world_size() -> int:
+    """Ranks in the process group; 1 without one."""
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def lay_mesh(plan: Plan, started: bool) -> World:
+    """Lay the plan's mesh over the ranks. Raises PlanError when their number is not the plan's."""
+    size = world_size()
+    if plan.world_size != size:
+        raise PlanError(
+            "world size", size, f"{plan.world_size} ranks (pp {plan.pp} x dp {plan.dp} x fsdp {plan.fsdp} x cp {plan.cp} x tp {plan.tp})",
+            f"start {plan.world_size} ranks (torchrun --nproc-per-node), or search a plan for {size}",
+        )  # fmt: skip
+    kind = "cuda" if torch.cuda.is_available() else "cpu"
+    device = torch.device(kind, torch.cuda.current_device()) if kind == "cuda" else torch.device("cpu")
+    if size == 1 and not dist.is_initialized():
+        return World(None, device, 0, 0, 1, started)
+    shape = tuple(getattr(plan, axis) for axis in MESH_AXES)
+    mesh = init_device_mesh(kind, shape, mesh_dim_names=MESH_AXES)
+    place = dict(zip(MESH_AXES, mesh.get_coordinate() or [], strict=True))
+    data_rank = place["dp"] * plan.fsdp + place["fsdp"]
+    return World(mesh, device, place["pp"], data_rank, plan.data_ranks, started)
+
+
+def agree(what: str, value: str) -> None:
+    """Check that every rank has the same ``value``; every rank raises DistributedError if not."""
+    if world_size() == 1:
+        return
+    values: list[Any] = [None] * world_size()
+    dist.all_gather_object(values, value)
+    if len(set(values)) > 1:
+        groups = {v: [rank for rank, own in enumerate(values) if own == v] for v in sorted(set(values))}
+        raise DistributedError(
+            what, groups, "the same on every rank", "start every rank with the same script, model and plan"
+        )
+
+
+def broadcast_from_first(value: Any) -> Any:
+    """Rank 0's ``value``, on every rank."""
+    if world_size() == 1:
+        return value
+    box = [value]
+    dist.broadcast_object_list(box, src=0)
+    return box[0]

@@ -1,0 +1,219 @@
+"""The promise, checked: a program's loss, gradients and parameters are those of the one-process model."""
+
+from __future__ import annotations
+
+import itertools
+import random
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import autoplan
+from autoplan.graph.axes import strategies, value_layouts
+from autoplan.graph.ir import Block, ModelGraph
+from autoplan.graph.layout import Layout
+from autoplan.graph.trace import trace
+from autoplan.plan import Plan, Precision, StagePlan
+
+SEQ, VOCAB = 16, 64
+
+
+class PlainBlock(nn.Module):
+    """A transformer layer as a user writes it: fused qkv, pre-norm."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.ln_1, self.ln_2 = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.c_attn, self.c_proj = nn.Linear(width, 3 * width), nn.Linear(width, width)
+        self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        b, s, c = x.shape
+        q, k, v = (
+            t.view(b, s, self.heads, c // self.heads).transpose(1, 2)
+            for t in self.c_attn(self.ln_1(x)).split(c, 2)
+        )
+        y = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+        x = x + self.c_proj(y.transpose(1, 2).reshape(b, s, c))
+        return x + self.mlp(self.ln_2(x))
+
+
+class PlainGPT(nn.Module):
+    """A small GPT with tied weights; returns logits."""
+
+    def __init__(self, layers: int = 4, width: int = 32, heads: int = 8, tied: bool = True) -> None:
+        super().__init__()
+        self.wte, self.wpe = nn.Embedding(VOCAB, width), nn.Embedding(SEQ, width)
+        self.h = nn.ModuleList(PlainBlock(width, heads) for _ in range(layers))
+        self.ln_f = nn.LayerNorm(width)
+        self.head = nn.Linear(width, VOCAB, bias=False)
+        if tied:
+            self.head.weight = self.wte.weight
+
+    def forward(self, ids: Tensor, labels: Tensor | None = None) -> Tensor:
+        x = self.wte(ids) + self.wpe(torch.arange(ids.shape[1], device=ids.device))
+        for block in self.h:
+            x = block(x)
+        return self.head(self.ln_f(x))
+
+
+def gpt_loss(logits: Tensor, batch: Any) -> Tensor:
+    return F.cross_entropy(logits.reshape(-1, VOCAB), batch["labels"].reshape(-1))
+
+
+def llama_loss(output: Any, batch: Any) -> Tensor:
+    return F.cross_entropy(output.logits.reshape(-1, VOCAB), batch["labels"].reshape(-1))
+
+
+def make(name: str, dtype: str) -> tuple[nn.Module, Any]:
+    """(model, loss) by name, with weights from a fixed seed.
+
+    Hugging Face's Llama computes its norms and its loss in float32 whatever its weights are. In float64 its
+    norms are therefore replaced by torch's own, and the loss is taken outside.
+    """
+    torch.manual_seed(0)
+    if name.startswith("gpt"):
+        model = PlainGPT(tied=name != "gpt-untied")
+        return (model.double() if dtype == "fp64" else model), gpt_loss
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    config = LlamaConfig(
+        hidden_size=32, intermediate_size=48, num_hidden_layers=4, num_attention_heads=8, num_key_value_heads=4,
+        vocab_size=VOCAB, max_position_embeddings=SEQ, use_cache=False, tie_word_embeddings=name == "llama-tied",
+    )  # fmt: skip
+    model = LlamaForCausalLM(config)
+    if dtype != "fp64":
+        return model, None
+    for module in list(model.modules()):
+        for child_name, child in list(module.named_children()):
+            if type(child).__name__ == "LlamaRMSNorm":
+                setattr(module, child_name, nn.RMSNorm(config.hidden_size, eps=1e-6))
+    return model.double(), llama_loss
+
+
+def optimizer_for(dtype: str) -> Any:
+    """AdamW. It divides each gradient by its own size, so where the true gradient is zero (a key's bias) it
+    steps along rounding noise; in float32 an eps above that noise makes the comparison mean something."""
+    return lambda parameters: torch.optim.AdamW(parameters, lr=1e-3, eps=1e-8 if dtype == "fp64" else 1e-4)
+
+
+def make_batch(name: str, samples: int, step: int) -> dict[str, Tensor]:
+    """A batch in which each sample has another number of targets that count."""
+    generator = torch.Generator().manual_seed(100 + step)
+    ids = torch.randint(0, VOCAB, (samples, SEQ), generator=generator)
+    labels = torch.randint(0, VOCAB, (samples, SEQ), generator=generator)
+    for row in range(samples):
+        labels[row, : row % 5] = -100
+    key = "ids" if name.startswith("gpt") else "input_ids"
+    return {key: ids, "labels": labels}
+
+
+@dataclass(frozen=True)
+class Case:
+    """One plan to check. ``seed`` draws a random legal strategy for every op and layout for every parameter."""
+
+    model: str = "gpt"
+    pp: int = 1
+    dp: int = 1
+    fsdp: int = 1
+    tp: int = 1
+    zero: int = 0
+    micro_batch: int = 1
+    num_micro_batches: int = 2
+    recompute: str = "none"
+    dtype: str = "fp64"
+    boundary: str = "R"
+    seed: int = 0
+
+    @property
+    def global_batch(self) -> int:
+        return self.micro_batch * self.num_micro_batches * self.dp * self.fsdp
+
+
+def random_layouts(block: Block, degree: int, rng: random.Random) -> dict[str, str]:
+    chosen = {op.name: rng.choice(strategies(block, op, degree)).name for op in block.ops}
+    return chosen | {name: str(rng.choice(value_layouts(block, name, degree))) for name in block.parameters}
+
+
+def plan_for(graph: ModelGraph, case: Case) -> Plan:
+    rng = random.Random(case.seed)
+    layouts = {}
+    if case.tp > 1:
+        layouts = {kind: random_layouts(block, case.tp, rng) for kind, block in sorted(graph.kinds.items())}
+        for group in graph.tied:  # one tensor has one layout
+            kinds = {unit.name: unit.kind for unit in graph.units}
+            first_unit, first_value = group[0]
+            for unit, value in group[1:]:
+                layouts[kinds[unit]][value] = layouts[kinds[first_unit]][first_value]
+    names = [unit.name for unit in graph.units]
+    cuts = [round(i * len(names) / case.pp) for i in range(case.pp + 1)]
+    stages = []
+    for start, stop in itertools.pairwise(cuts):
+        units = tuple(names[start:stop])
+        inner = [u for u in units if u not in ("prologue", "epilogue")]
+        again = {"none": [], "full": inner, "mixed": inner[::2]}[case.recompute]
+        stages.append(StagePlan(units=units, recompute=tuple(again)))
+    return Plan(
+        model=graph.name, fingerprint=graph.fingerprint, global_batch=case.global_batch, precision=Precision(case.dtype),
+        pp=case.pp, dp=case.dp, fsdp=case.fsdp, tp=case.tp, micro_batch=case.micro_batch,
+        num_micro_batches=case.num_micro_batches, zero=case.zero, stages=tuple(stages),
+        boundary=str(Layout.parse(case.boundary)), layouts=layouts,
+    )  # fmt: skip
+
+
+def reference(case: Case, steps: int = 3) -> tuple[list[float], dict[str, Tensor], dict[str, Tensor]]:
+    """(losses, first gradients, parameters afterwards) of the plain model in one process."""
+    model, loss = make(case.model, case.dtype)
+    optimizer = optimizer_for(case.dtype)(model.parameters())
+    losses, gradients = [], {}
+    for step in range(steps):
+        batch = make_batch(case.model, case.global_batch, step)
+        optimizer.zero_grad()
+        output = model(**batch)
+        value = loss(output, batch) if loss else output.loss
+        value.backward()
+        if step == 0:
+            gradients = {n: p.grad.clone() for n, p in model.named_parameters()}
+        optimizer.step()
+        losses.append(value.item())
+    return losses, gradients, {n: p.detach().clone() for n, p in model.named_parameters()}
+
+
+def check(case: Case, steps: int = 3) -> float:
+    """Run ``case`` on this rank; returns the largest relative difference, raises if it is beyond the promise."""
+    model, loss = make(case.model, case.dtype)
+    batch = make_batch(case.model, case.micro_batch, 0)
+    plan = plan_for(trace(model, batch, loss, Precision(case.dtype)), case)
+    program = autoplan.parallelize(
+        model,
+        make_batch(case.model, case.global_batch, 0),
+        loss,
+        optimizer_for(case.dtype),
+        plan=plan,
+        precision=case.dtype,
+    )
+    losses, gradients = [], {}
+    for step in range(steps):
+        losses.append(program.step(program.shard(make_batch(case.model, case.global_batch, step))).item())
+        if step == 0:
+            gradients = program.full_gradients()
+    parameters = program.full_state_dict()
+    expected = reference(case, steps)
+    worst = max(abs(a - b) / abs(b) for a, b in zip(losses, expected[0], strict=True))
+    worst = max(worst, difference(gradients, expected[1]), difference(parameters, expected[2]))
+    limit = 1e-10 if case.dtype == "fp64" else 1e-5
+    assert worst <= limit, f"{case}: relative difference {worst:.3g} is beyond {limit}"
+    return worst
+
+
+def difference(got: dict[str, Tensor], expected: dict[str, Tensor]) -> float:
+    """Largest relative difference over tensors, each relative to its own largest value."""
+    assert set(got) >= set(expected), f"missing: {sorted(set(expected) - set(got))}"
+    found = {
+        n: (got[n] - e).abs().max().item() / max(e.abs().max().item(), 1e-30) for n, e in expected.items()
+    }
+    return max(found.values())
