@@ -96,7 +96,6 @@ def fixed_reserve_bytes(device: Device) -> float:
 def stage_memory(
     units: Sequence[UnitCost],
     recompute: Sequence[bool],
-    shared: UnitCost | None,
     sent_bytes: float,
     stage: int,
     degrees: Degrees,
@@ -107,12 +106,11 @@ def stage_memory(
 
     Args:
         units, recompute: the stage's units, and which of them run their forward again.
-        shared: parameters that ``units`` counts twice because they are tied.
         sent_bytes: what the stage sends on for one micro-batch, and keeps until its backward.
     """
     held = in_flight(stage, degrees.pp, degrees.num_micro_batches)
-    parameters = sum(unit.parameters for unit in units) - (shared.parameters if shared else 0.0)
-    trainable = sum(unit.trainable for unit in units) - (shared.trainable if shared else 0.0)
+    parameters = sum(unit.parameters for unit in units)
+    trainable = sum(unit.trainable for unit in units)
     rates = StateRates.of(degrees, job)
     kept = sum(u.input_bytes if again else u.saved_bytes for u, again in zip(units, recompute, strict=True))
     rerun = max((u.saved_bytes for u, again in zip(units, recompute, strict=True) if again), default=0.0)

@@ -58,13 +58,12 @@ class StageTimes:
 def stage_times(
     units: Sequence[UnitCost],
     recompute: Sequence[bool],
-    shared: UnitCost | None,
     tied_s: float,
     degrees: Degrees,
     job: Job,
     cluster: Cluster,
 ) -> StageTimes:
-    """Price a stage of ``units``; ``shared`` holds parameters that it counts twice because they are tied."""
+    """Price a stage of ``units``, ``recompute`` saying of each whether it runs its forward again."""
     times, again, traffic = NO_TIME, NO_TIME, StateTraffic()
     for unit, recomputed in zip(units, recompute, strict=True):
         times += unit.times
@@ -78,7 +77,7 @@ def stage_times(
     scattered = exposed_s(traffic.backward_s + traffic.tail_fsdp_s, backward_window, overlap) - each_s
     once = traffic.tail_fsdp_s + traffic.tail_dp_s
     reduced = exposed_s(traffic.backward_s + once, backward_window, overlap) - each_s - scattered
-    trainable = sum(unit.trainable for unit in units) - (shared.trainable if shared else 0.0)
+    trainable = sum(unit.trainable for unit in units)
     return StageTimes(
         times=times,
         recompute_s=again.forward_s + again.forward_comm_s,

@@ -17,7 +17,7 @@ from autoplan.cost.flops import model_flops
 from autoplan.cost.memory import stage_memory
 from autoplan.cost.pipeline import one_f_one_b
 from autoplan.cost.stage import StageTimes, stage_times
-from autoplan.cost.tied import shared_parameters, tied_s
+from autoplan.cost.tied import stage_units, tied_s
 from autoplan.cost.unit import UnitCost
 
 if TYPE_CHECKING:
@@ -56,12 +56,11 @@ def step_estimate(
     ranges = [(stage.start, stage.stop) for stage in stages]
     summed = tied_s(graph, costs, ranges, degrees, job.precision, cluster)
     for index, stage in enumerate(stages):
-        units = [costs[unit.kind] for unit in graph.units[stage.start : stage.stop]]
+        units = stage_units(graph, costs, stage.start, stage.stop)
         again = [i in stage.recompute for i in range(stage.start, stage.stop)]
-        shared = shared_parameters(graph, costs, stage.start, stage.stop)
         sent = sent_bytes[stage.stop - 1] if index + 1 < len(stages) else 0.0
-        times = stage_times(units, again, shared, summed[index], degrees, job, cluster)
-        memory = stage_memory(units, again, shared, sent, index, degrees, job, cluster.device)
+        times = stage_times(units, again, summed[index], degrees, job, cluster)
+        memory = stage_memory(units, again, sent, index, degrees, job, cluster.device)
         priced.append(times)
         estimates.append(StageEstimate(forward_s=times.forward_s, backward_s=times.backward_s, memory=memory))
     sends = [

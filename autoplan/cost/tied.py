@@ -7,7 +7,6 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from autoplan.cost.degrees import Degrees
-from autoplan.cost.times import NO_TIME
 from autoplan.cost.unit import UnitCost
 
 if TYPE_CHECKING:
@@ -15,31 +14,37 @@ if TYPE_CHECKING:
     from autoplan.hardware import Cluster
     from autoplan.plan import Precision
 
-__all__ = ["shared_parameters", "tied_s"]
-
-_NOTHING = UnitCost(NO_TIME, 0.0, 0.0, 0.0, 0.0, 0.0, {})
+__all__ = ["kinds_once", "stage_units", "tied_s"]
 
 
-def shared_parameters(
-    graph: ModelGraph, costs: Mapping[str, UnitCost], start: int, stop: int
-) -> UnitCost | None:
-    """What the units from ``start`` to ``stop`` count more than once, or None.
-
-    Only ``parameters`` and ``trainable`` of the result are meant.
-    """
-    kind_of = {unit.name: unit.kind for unit in graph.units[start:stop]}
-    total = _NOTHING
+def stage_units(graph: ModelGraph, costs: Mapping[str, UnitCost], start: int, stop: int) -> list[UnitCost]:
+    """The units of a stage; where several hold one parameter, all but the first do without it."""
+    found = [costs[unit.kind] for unit in graph.units[start:stop]]
+    position = {unit.name: index for index, unit in enumerate(graph.units[start:stop])}
     for group in graph.tied:
-        here = [(unit, value) for unit, value in group if unit in kind_of]
-        for unit, value in here[1:]:
-            held = costs[kind_of[unit]].sizes[value]
-            grows = graph.kinds[kind_of[unit]].values[value].requires_grad
-            total = replace(
-                total,
-                parameters=total.parameters + held,
-                trainable=total.trainable + (held if grows else 0.0),
-            )
-    return total if total is not _NOTHING else None
+        here = [(position[unit], value) for unit, value in group if unit in position]
+        for index, value in here[1:]:
+            block = graph.kinds[graph.units[start + index].kind]
+            found[index] = _without(found[index], value, block.values[value].requires_grad)
+    return found
+
+
+def kinds_once(graph: ModelGraph, costs: Mapping[str, UnitCost]) -> dict[str, UnitCost]:
+    """The same by block kind, for a chain that is one stage, as far as kinds that occur once are concerned."""
+    found, kind_of = dict(costs), {unit.name: unit.kind for unit in graph.units}
+    for group in graph.tied:
+        for unit, value in group[1:]:
+            kind = kind_of[unit]
+            if graph.count(kind) == 1:
+                found[kind] = _without(found[kind], value, graph.kinds[kind].values[value].requires_grad)
+    return found
+
+
+def _without(cost: UnitCost, value: str, trains: bool) -> UnitCost:
+    held = cost.sizes[value]
+    return replace(
+        cost, parameters=cost.parameters - held, trainable=cost.trainable - (held if trains else 0.0)
+    )
 
 
 def tied_s(

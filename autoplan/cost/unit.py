@@ -45,7 +45,7 @@ class UnitCost:
     workspace_bytes: float
     parameters: float
     trainable: float
-    sizes: Mapping[str, int]
+    sizes: Mapping[str, float]
 
 
 def unit_cost(

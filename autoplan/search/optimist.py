@@ -8,6 +8,7 @@ other; where the two differ in more than sizes, an untraced graph is taken to co
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import groupby
@@ -90,7 +91,7 @@ class Optimist:
             for micro_batch, graph in graphs.items()
         }
         graph = next(iter(graphs.values()))
-        self._parameters = {kind: _parameters(block) for kind, block in graph.kinds.items()}
+        self._blocks = graph.kinds
         self._known: dict[tuple[int, int], dict[str, UnitCost]] = {}
 
     def costs(self, micro_batch: int, degree: int) -> dict[str, UnitCost]:
@@ -98,8 +99,8 @@ class Optimist:
         key = micro_batch, degree
         if key not in self._known:
             self._known[key] = {
-                kind: self._unit(self._at(micro_batch, kind), *parameters, degree)
-                for kind, parameters in self._parameters.items()
+                kind: self._unit(self._at(micro_batch, kind), block, degree)
+                for kind, block in self._blocks.items()
             }
         return self._known[key]
 
@@ -113,12 +114,14 @@ class Optimist:
             return None
         return low[kind].towards(high[kind], (micro_batch - a) / (b - a))
 
-    def _unit(self, sizes: _Sizes | None, parameters: float, trainable: float, degree: int) -> UnitCost:
-        if sizes is None:
-            return UnitCost(NO_TIME, 0.0, 0.0, 0.0, parameters / degree, trainable / degree, {})
-        saved, inputs = sizes.kept / degree
-        times = self._memory(sizes, degree) + self._products(sizes, degree)
-        return UnitCost(times, saved, inputs, 0.0, parameters / degree, trainable / degree, {})
+    def _unit(self, sizes: _Sizes | None, block: Block, degree: int) -> UnitCost:
+        elements = {name: math.prod(block.values[name].shape) / degree for name in block.parameters}
+        trainable = sum(size for name, size in elements.items() if block.values[name].requires_grad)
+        times, saved, inputs = NO_TIME, 0.0, 0.0
+        if sizes is not None:
+            saved, inputs = sizes.kept / degree
+            times = self._memory(sizes, degree) + self._products(sizes, degree)
+        return UnitCost(times, saved, inputs, 0.0, sum(elements.values()), trainable, elements)
 
     def _memory(self, sizes: _Sizes, degree: int) -> Times:
         time_s = self._cluster.device.memory_time_s
@@ -158,11 +161,3 @@ def _cut(products: np.ndarray, axis: str, degree: int) -> Any:
 
 def _total(seconds: Any) -> float:
     return float(np.sum(seconds))
-
-
-def _parameters(block: Block) -> tuple[float, float]:
-    sizes = [
-        (block.values[name].nbytes / block.values[name].itemsize, block.values[name].requires_grad)
-        for name in block.parameters
-    ]
-    return sum(size for size, _ in sizes), sum(size for size, grows in sizes if grows)

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from autoplan.hardware import Cluster
     from autoplan.plan import Job
 
-__all__ = ["Run", "chain_runs"]
+__all__ = ["Run", "chain_runs", "least_optimizer_s"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +49,7 @@ def chain_runs(
     whole = sum(costs[unit.kind].trainable for unit in graph.units)
     for kind, units in groupby(graph.units, key=lambda unit: unit.kind):
         cost, count = costs[kind], len(list(units))
-        per_element = _least_optimizer_s((cost.trainable, whole), degrees, job, cluster)
+        per_element = least_optimizer_s((cost.trainable, whole), degrees, job, cluster)
         state = cost.parameters * (rates.master + rates.copy)
         state += cost.trainable * (rates.optimizer + rates.gradient)
         runs.append(
@@ -67,6 +67,6 @@ def chain_runs(
     return tuple(runs)
 
 
-def _least_optimizer_s(sizes: Sequence[float], degrees: Degrees, job: Job, cluster: Cluster) -> float:
+def least_optimizer_s(sizes: Sequence[float], degrees: Degrees, job: Job, cluster: Cluster) -> float:
     """Seconds per element where it is least: of one unit (it may fit a cache) or of all of them."""
     return min((optimizer_s(size, degrees, job, cluster) / size for size in sizes if size), default=0.0)

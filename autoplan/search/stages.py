@@ -58,7 +58,6 @@ class StagingQuestion:
         overlap: ``Cluster.overlap``.
         rates: bytes of state per element.
         limit_bytes, reserve_bytes: memory of a device, and what of it is not for tensors of ours.
-        shared_bytes: state that runs count twice although one stage holds it once.
         recompute: None to choose, or whether every unit that may be recomputed is.
     """
 
@@ -71,7 +70,6 @@ class StagingQuestion:
     rates: StateRates
     limit_bytes: float
     reserve_bytes: float
-    shared_bytes: float = 0.0
     recompute: bool | None = None
 
 
@@ -154,7 +152,7 @@ class _Program:
         """The stage's memory, in units of the device's. Largest units are taken over all that it may hold."""
         q = self.question
         held = in_flight(stage, q.stages, q.micro_batches)
-        terms: list[Any] = [largest_bytes(q, stage) - (q.shared_bytes if q.stages == 1 else 0.0)]
+        terms: list[Any] = [largest_bytes(q, stage)]
         if stage + 1 < q.stages:
             terms.append(held * q.sent_bytes)
         rerun = self.model.add_variable(lb=0.0)

@@ -112,7 +112,6 @@ def _recomputed(q: StagingQuestion, unit: Run, fixed: Sequence[Run], n: Any, s: 
     cost, held = unit.cost, in_flight(s, q.stages, q.micro_batches)
     room = (q.limit_bytes - q.reserve_bytes) / (1 + ALLOCATOR_SLACK) - largest_bytes(q, s)
     room -= sum(run.state_bytes + held * run.cost.saved_bytes for run in fixed)
-    room += q.shared_bytes if q.stages == 1 else 0.0
     room -= held * q.sent_bytes if s + 1 < q.stages else 0.0
     over = n * (unit.state_bytes + held * cost.saved_bytes) - room
     again = np.zeros_like(n)

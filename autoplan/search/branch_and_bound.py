@@ -1,0 +1,147 @@
+"""Best first over the candidates: bound, refine the bound, solve, and stop when the rest cannot matter.
+
+A candidate (degrees, state sharding, micro-batch) waits in a queue under a lower bound of its step time.
+The one with the least is taken out and looked at more closely:
+
+    ROUGH    closed form over the whole chain                        microseconds
+    CHAIN    memory, recomputation and stages, without layouts       a millisecond
+    LAYOUT   one entry for each choice of layouts: trace the model   a second for the first of a micro-batch
+             at this micro-batch, solve the layouts of its blocks
+    solved   the stages' integer program, then the simulated step
+
+Bounds only grow on the way. When the least one in the queue is within the wanted gap of the best plan
+found, nothing left can beat that plan by more than the gap.
+"""
+
+from __future__ import annotations
+
+import heapq
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from enum import IntEnum
+
+from autoplan.cost.degrees import Degrees
+from autoplan.search.layout_choice import LayoutChoice
+from autoplan.search.result import Candidate
+from autoplan.search.space import Space
+
+__all__ = ["BranchAndBound", "mesh_of"]
+
+Progress = Callable[[str], object]
+
+
+class _Level(IntEnum):
+    """How closely a candidate has been looked at."""
+
+    ROUGH = 0
+    CHAIN = 1
+    LAYOUT = 2
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class _Entry:
+    """A candidate in the queue; of equal bounds, the one looked at most closely comes first."""
+
+    bound_s: float
+    closeness: int
+    degrees: Degrees
+    choice: int = 0
+
+    @property
+    def level(self) -> _Level:
+        return _Level(-self.closeness)
+
+
+@dataclass(slots=True)
+class BranchAndBound:
+    """The search in progress.
+
+    Args:
+        gap: stop once the best plan is proven to be within this share of the optimum.
+        stop_at: a time of ``time.monotonic`` at which to stop whatever is left.
+        found: the plans that were priced, the fastest first once ``run`` has returned.
+        pruned: candidates that were never priced: infeasible, or too slow to matter.
+        finished: False if time ran out.
+    """
+
+    space: Space
+    gap: float
+    stop_at: float = math.inf
+    progress: Progress | None = None
+    found: list[Candidate] = field(default_factory=list)
+    pruned: int = 0
+    finished: bool = True
+    _queue: list[_Entry] = field(default_factory=list)
+    _least_solved_s: float = math.inf
+    _best_s: float = math.inf
+    _priced: set[Degrees] = field(default_factory=set)
+
+    def run(self) -> None:
+        """Search until the gap is closed, the queue is empty, or time runs out."""
+        for degrees in self.space.candidates:
+            self._push(self.space.first_bound_s(degrees), _Level.ROUGH, degrees)
+        while self._queue and self._queue[0].bound_s < self._best_s * (1 - self.gap):
+            if self.found and time.monotonic() > self.stop_at:
+                self.finished = False
+                break
+            self._step()
+        self._close()
+
+    @property
+    def bound_s(self) -> float:
+        """No plan of the space is faster."""
+        waiting = self._queue[0].bound_s if self._queue else math.inf
+        return min(waiting, self._least_solved_s, self._best_s)
+
+    def more(self, wanted: int) -> None:
+        """Price what is next in the queue until plans with ``wanted`` distinct degrees are known."""
+        while self._queue and len({mesh_of(c) for c in self.found}) < wanted:
+            if time.monotonic() > self.stop_at:
+                break
+            self._step()
+        self._close()
+
+    def _close(self) -> None:
+        self.found.sort(key=lambda c: (c.estimate.step_time_s, Degrees.of(c.plan), c.plan.boundary))
+        self.pruned = len(self.space.candidates) - len(self._priced)
+
+    def _push(self, bound_s: float, level: _Level, degrees: Degrees, choice: int = 0) -> None:
+        if bound_s < math.inf:
+            heapq.heappush(self._queue, _Entry(bound_s, -level, degrees, choice))
+
+    def _step(self) -> None:
+        entry = heapq.heappop(self._queue)
+        degrees = entry.degrees
+        if entry.level is _Level.ROUGH:
+            bound_s = max(entry.bound_s, self.space.optimistic_bound_s(degrees))
+            self._push(bound_s, _Level.CHAIN, degrees)
+        elif entry.level is _Level.CHAIN:
+            for index, choice in enumerate(self.space.choices(degrees)):
+                bound_s = max(entry.bound_s, self.space.choice_bound_s(degrees, choice))
+                self._push(bound_s, _Level.LAYOUT, degrees, index)
+        else:
+            self._price(entry, self.space.choices(degrees)[entry.choice])
+
+    def _price(self, entry: _Entry, choice: LayoutChoice) -> None:
+        staging = self.space.solve(entry.degrees, choice)
+        if staging is None:
+            return
+        candidate = self.space.candidate(entry.degrees, choice, staging.stages)
+        if not candidate.estimate.fits:
+            return
+        self._priced.add(entry.degrees)
+        self.found.append(candidate)
+        self._best_s = min(self._best_s, candidate.estimate.step_time_s)
+        self._least_solved_s = min(self._least_solved_s, max(entry.bound_s, staging.bound_s))
+        if self.progress is not None:
+            self.progress(
+                f"{len(self.found)} plans priced, {len(self._queue)} candidates open, best step {self._best_s:.3f} s"
+            )
+
+
+def mesh_of(candidate: Candidate) -> tuple[int, int, int, int]:
+    """The degrees by which runners-up are told apart."""
+    plan = candidate.plan
+    return plan.pp, plan.dp, plan.fsdp, plan.tp

@@ -1,0 +1,109 @@
+"""``search``: the fastest plan for a model on a cluster, with a bound that proves it."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from autoplan.cost.unit import StrategiesOf
+from autoplan.search.branch_and_bound import BranchAndBound, mesh_of
+from autoplan.search.infeasible import explain
+from autoplan.search.layout_problem import LayoutsOf
+from autoplan.search.pins import Pins
+from autoplan.search.result import Candidate, Cure, SearchResult, Status
+from autoplan.search.space import GraphAt, Space
+
+if TYPE_CHECKING:
+    from autoplan.hardware import Cluster
+    from autoplan.plan import Job
+
+__all__ = ["search"]
+
+_OPTIMAL = 1e-6  # a relative gap that is no gap
+
+
+def search(
+    graph_at: GraphAt,
+    job: Job,
+    cluster: Cluster,
+    *,
+    pin: Mapping[str, Any] | None = None,
+    gap: float = 0.01,
+    time_limit_s: float | None = None,
+    progress: Callable[[str], object] | None = None,
+    top: int = 5,
+    strategies_of: StrategiesOf | None = None,
+    layouts_of: LayoutsOf | None = None,
+) -> SearchResult:
+    """Search every combination of degrees, state sharding, micro-batch, stages, recomputation and layouts.
+
+    Args:
+        graph_at: from a micro-batch size to the model traced for it; called once for each size.
+        pin: decisions to hold fixed: ``pp``, ``dp``, ``fsdp``, ``tp``, ``zero``, ``micro_batch``,
+            ``recompute`` (``"none"`` or ``"full"``).
+        gap: stop once no plan can be faster by more than this share.
+        time_limit_s: stop then, if a plan has been found, with what bound there is.
+        progress: told in a sentence how far the search has come.
+        top: plans to return, the best included.
+        strategies_of, layouts_of: ``graph.axes``, unless a test brings its own.
+
+    Raises InputError or PlanError for a pin or a batch that cannot be; that nothing fits is a status.
+    """
+    started = time.monotonic()
+    pins = Pins.parse(pin, job, cluster)
+    if strategies_of is None or layouts_of is None:
+        from autoplan.graph.axes import strategies, value_layouts
+
+        strategies_of, layouts_of = strategies, value_layouts
+    space = Space(graph_at, job, cluster, pins, strategies_of, layouts_of)
+    stop_at = started + time_limit_s if time_limit_s is not None else math.inf
+    tree = BranchAndBound(space, gap, stop_at, progress)
+    tree.run()
+    if not tree.found:
+        conflict, cures = explain(space, pin or {})
+        return _result(tree, Status.INFEASIBLE, time.monotonic() - started, conflict=conflict, cures=cures)
+    tree.more(top)
+    return _result(tree, _status(tree, gap), time.monotonic() - started, top)
+
+
+def _status(tree: BranchAndBound, wanted: float) -> Status:
+    if not tree.found:
+        return Status.INFEASIBLE
+    reached = tree.found[0].estimate.step_time_s / tree.bound_s - 1
+    if reached <= _OPTIMAL:
+        return Status.OPTIMAL
+    return Status.WITHIN_GAP if reached <= wanted / (1 - wanted) + _OPTIMAL else Status.LIMIT
+
+
+def _leaders(found: Sequence[Candidate], top: int) -> tuple[Candidate, ...]:
+    """The fastest plan of each of the ``top`` fastest sets of degrees."""
+    first: dict[tuple[int, int, int, int], Candidate] = {}
+    for candidate in found:
+        first.setdefault(mesh_of(candidate), candidate)
+    return tuple(first.values())[:top]
+
+
+def _result(
+    tree: BranchAndBound,
+    status: Status,
+    seconds: float,
+    top: int = 0,
+    conflict: str = "",
+    cures: tuple[Cure, ...] = (),
+) -> SearchResult:
+    leaders = _leaders(tree.found, top)
+    bound_s = tree.bound_s if leaders else 0.0
+    return SearchResult(
+        status=status,
+        gap=leaders[0].estimate.step_time_s / bound_s - 1 if leaders else 0.0,
+        bound_s=bound_s,
+        best=leaders[0] if leaders else None,
+        runners_up=leaders[1:],
+        seconds=seconds,
+        candidates=len(tree.space.candidates),
+        pruned=tree.pruned,
+        conflict=conflict,
+        cures=cures,
+    )

@@ -1,0 +1,209 @@
+"""The space of plans of one job, with everything about it that is worth computing only once."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from autoplan.cost.degrees import Degrees
+from autoplan.cost.memory import ALLOCATOR_SLACK, StateRates, fixed_reserve_bytes
+from autoplan.cost.state_traffic import state_traffic
+from autoplan.cost.step import Assignment, step_estimate
+from autoplan.cost.tied import kinds_once
+from autoplan.cost.times import NO_TIME
+from autoplan.cost.unit import StrategiesOf, UnitCost
+from autoplan.plan import Plan, StagePlan
+from autoplan.search.candidates import candidates
+from autoplan.search.layout_choice import LayoutChoice, layout_choices
+from autoplan.search.layout_problem import LayoutsOf
+from autoplan.search.optimist import Optimist
+from autoplan.search.pins import Pins
+from autoplan.search.pipeline_bound import pipeline_bound_s
+from autoplan.search.result import Candidate
+from autoplan.search.run import chain_runs, least_optimizer_s
+from autoplan.search.stages import Staging, StagingQuestion, solve_staging
+from autoplan.search.staging_bound import staging_bound_s
+
+if TYPE_CHECKING:
+    from autoplan.graph.ir import ModelGraph
+    from autoplan.hardware import Cluster
+    from autoplan.plan import Job
+
+__all__ = ["GraphAt", "Space"]
+
+GraphAt = Callable[[int], "ModelGraph"]
+"""From a micro-batch size to the model traced for it."""
+
+
+class Space:
+    """Candidates, graphs, layouts and the questions that bound and price a candidate."""
+
+    def __init__(
+        self,
+        graph_at: GraphAt,
+        job: Job,
+        cluster: Cluster,
+        pins: Pins,
+        strategies_of: StrategiesOf,
+        layouts_of: LayoutsOf,
+    ) -> None:
+        self.job, self.cluster, self.pins = job, cluster, pins
+        self._graph_at, self._strategies_of, self._layouts_of = graph_at, strategies_of, layouts_of
+        self._graphs: dict[int, ModelGraph] = {}
+        self._choices: dict[tuple[int, int], tuple[LayoutChoice, ...]] = {}
+        self._sums: dict[tuple[int, int, bool], _Total] = {}
+        self.chain = self.graph(pins.micro_batch or 1)
+        self.candidates = candidates(job, cluster, len(self.chain.units), pins)
+        sizes = sorted({degrees.micro_batch for degrees in self.candidates})
+        self._optimist = Optimist({size: self.graph(size) for size in sizes[:2]}, cluster)
+
+    def changed(self, cluster: Cluster, pins: Pins) -> Space:
+        """The space of the same model and job on another cluster or under other pins."""
+        return Space(self.graph, self.job, cluster, pins, self._strategies_of, self._layouts_of)
+
+    @property
+    def repeats(self) -> frozenset[int]:
+        """Positions in the chain of the units that may be recomputed."""
+        kinds, units = self.chain.kinds, self.chain.units
+        return frozenset(index for index, unit in enumerate(units) if kinds[unit.kind].path)
+
+    def graph(self, micro_batch: int) -> ModelGraph:
+        """The model traced for ``micro_batch`` samples."""
+        if micro_batch not in self._graphs:
+            self._graphs[micro_batch] = self._graph_at(micro_batch)
+        return self._graphs[micro_batch]
+
+    def choices(self, degrees: Degrees) -> tuple[LayoutChoice, ...]:
+        """The layouts to choose from for these degrees; solved once for a micro-batch size and tp."""
+        key = degrees.micro_batch, degrees.tp
+        if key not in self._choices:
+            graph = self.graph(degrees.micro_batch)
+            self._choices[key] = layout_choices(
+                graph, degrees.tp, self.cluster, self._strategies_of, self._layouts_of
+            )
+        return self._choices[key]
+
+    def first_bound_s(self, degrees: Degrees) -> float:
+        """A bound that costs microseconds; infinite if the state and what must be kept do not fit."""
+        total = self._sum(degrees)
+        if self._least_bytes(degrees, total) > self.cluster.device.usable_bytes:
+            return math.inf
+        traffic = state_traffic(total.chain, degrees, self.job.precision, self.cluster)
+        exposed, times = 1 - self.cluster.overlap, total.chain.times
+        element_s = least_optimizer_s((total.largest, total.chain.trainable), degrees, self.job, self.cluster)
+        return pipeline_bound_s(
+            times.forward_s + exposed * traffic.forward_s,
+            times.backward_s + exposed * traffic.backward_s,
+            element_s * total.chain.trainable + exposed * (traffic.tail_fsdp_s + traffic.tail_dp_s),
+            degrees.pp,
+            degrees.num_micro_batches,
+        )
+
+    def optimistic_bound_s(self, degrees: Degrees) -> float:
+        """A bound that knows memory, recomputation and stages, but searches no layouts."""
+        costs = self._optimist.costs(degrees.micro_batch, degrees.tp)
+        return staging_bound_s(self._question(degrees, costs, ()))
+
+    def choice_bound_s(self, degrees: Degrees, choice: LayoutChoice) -> float:
+        """The same, with the layouts that it would run with."""
+        return staging_bound_s(self._question(degrees, choice.costs, choice.sent_bytes))
+
+    def solve(self, degrees: Degrees, choice: LayoutChoice) -> Staging | None:
+        """The best stages; None if nothing fits."""
+        return solve_staging(self._question(degrees, choice.costs, choice.sent_bytes))
+
+    def candidate(self, degrees: Degrees, choice: LayoutChoice, stages: Sequence[Assignment]) -> Candidate:
+        """The plan in full, with its price."""
+        graph, job = self.graph(degrees.micro_batch), self.job
+        estimate = step_estimate(graph, choice.costs, choice.sent_bytes, stages, degrees, job, self.cluster)
+        names = [unit.name for unit in graph.units]
+        plan = Plan(
+            model=graph.name,
+            fingerprint=graph.fingerprint,
+            global_batch=job.global_batch,
+            precision=job.precision,
+            pp=degrees.pp,
+            dp=degrees.dp,
+            fsdp=degrees.fsdp,
+            cp=degrees.cp,
+            tp=degrees.tp,
+            micro_batch=degrees.micro_batch,
+            num_micro_batches=degrees.num_micro_batches,
+            zero=degrees.zero,
+            stages=tuple(
+                StagePlan(
+                    units=tuple(names[stage.start : stage.stop]),
+                    recompute=tuple(names[index] for index in sorted(stage.recompute)),
+                )
+                for stage in stages
+            ),
+            boundary=str(choice.boundary),
+            layouts={kind: dict(names) for kind, names in choice.layouts.items()},
+        )
+        return Candidate(plan, estimate)
+
+    def least_bytes(self, degrees: Degrees) -> float:
+        """Bytes that the worst rank needs at least."""
+        return self._least_bytes(degrees, self._sum(degrees))
+
+    def _question(
+        self, degrees: Degrees, costs: Mapping[str, UnitCost], sent_bytes: Sequence[float]
+    ) -> StagingQuestion:
+        """How to cut the chain into stages; what a cut sends is taken at its least."""
+        cluster, sent, send_s = self.cluster, min(sent_bytes, default=0.0), 0.0
+        if degrees.pp > 1:
+            send_s = cluster.p2p_time_s(sent, degrees.pp_stride, degrees.pp)
+        else:
+            costs = kinds_once(self.chain, costs)
+        return StagingQuestion(
+            runs=chain_runs(self.chain, costs, degrees, self.job, cluster),
+            stages=degrees.pp,
+            micro_batches=degrees.num_micro_batches,
+            send_s=send_s,
+            sent_bytes=sent,
+            overlap=cluster.overlap,
+            rates=StateRates.of(degrees, self.job),
+            limit_bytes=float(cluster.device.usable_bytes),
+            reserve_bytes=fixed_reserve_bytes(cluster.device),
+            recompute=self.pins.recompute,
+        )
+
+    def _least_bytes(self, degrees: Degrees, total: _Total) -> float:
+        rates, chain = StateRates.of(degrees, self.job), total.chain
+        state = chain.parameters * (rates.master + rates.copy)
+        state += chain.trainable * (rates.optimizer + rates.gradient)
+        needed = (state + chain.saved_bytes) / degrees.pp
+        return needed * (1 + ALLOCATOR_SLACK) + fixed_reserve_bytes(self.cluster.device)
+
+    def _sum(self, degrees: Degrees) -> _Total:
+        """The whole chain as one optimistic unit that saves no more than it must."""
+        key = degrees.micro_batch, degrees.tp, degrees.pp == 1
+        if key not in self._sums:
+            costs = self._optimist.costs(degrees.micro_batch, degrees.tp)
+            costs = kinds_once(self.chain, costs) if degrees.pp == 1 else costs
+            units = [(unit.kind, costs[unit.kind]) for unit in self.chain.units]
+            chain = UnitCost(
+                times=sum((cost.times for _, cost in units), NO_TIME),
+                saved_bytes=sum(self._kept_bytes(kind, cost) for kind, cost in units),
+                input_bytes=0.0,
+                workspace_bytes=0.0,
+                parameters=sum(cost.parameters for _, cost in units),
+                trainable=sum(cost.trainable for _, cost in units),
+                sizes={},
+            )
+            self._sums[key] = _Total(chain, max(cost.trainable for _, cost in units))
+        return self._sums[key]
+
+    def _kept_bytes(self, kind: str, cost: UnitCost) -> float:
+        may_recompute = self.pins.recompute is not False and self.chain.kinds[kind].path
+        return min(cost.saved_bytes, cost.input_bytes) if may_recompute else cost.saved_bytes
+
+
+@dataclass(frozen=True, slots=True)
+class _Total:
+    """The chain as one unit, and the trainable elements of its largest."""
+
+    chain: UnitCost
+    largest: float
