@@ -96,6 +96,7 @@ def test_list_and_show(
         (["--max-bytes", "16MB"], "--max-bytes: got '16MB', expected a size from 4KiB to 1TiB"),
         (["--name", "../x"], "--name: got '../x', expected letters, digits"),
         (["--out", "."], "--out: got '.', expected a file, not a folder"),
+        (["--out", f"{__file__}/x.toml"], "expected a place that can be written, unlike"),
     ],
 )
 def test_a_wrong_argument_is_one_line(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import re
 import time
 from pathlib import Path
@@ -108,8 +109,19 @@ def _check(args: argparse.Namespace) -> None:
         raise InputError("--nproc", args.nproc, "1 to 1024 ranks", "give the number of ranks on this machine")
     if args.name is not None and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", args.name):
         raise InputError("--name", args.name, "letters, digits, dots and hyphens", "choose such a name")
-    if args.out is not None and args.out.is_dir():
-        raise ProfileError("--out", str(args.out), "a file, not a folder", f"try {args.out / 'profile.toml'}")
+    if args.out is not None:
+        _check_out(args.out)
+
+
+def _check_out(out: Path) -> None:
+    """A file in a place that can be written: better known before minutes of measuring than after."""
+    if out.is_dir():
+        raise ProfileError("--out", str(out), "a file, not a folder", f"try {out / 'profile.toml'}")
+    folder = next(parent for parent in out.absolute().parents if parent.exists())
+    if not (folder.is_dir() and os.access(folder, os.W_OK)):
+        raise ProfileError(
+            "--out", str(out), f"a place that can be written, unlike {folder}", "choose another"
+        )
 
 
 def _measure_here(args: argparse.Namespace, rank: int) -> int:

@@ -60,7 +60,8 @@ def measured_source(device: torch.device, ranks: int, samples: int) -> Source:
         versions["nccl"] = ".".join(str(part) for part in nccl.version())
     return Source(
         kind=SourceKind.MEASURED,
-        document="median of the samples; all ranks at work at once, each sample until the last of them is done",
+        document="median of the samples, all ranks at work at once, each sample until the last is done"
+        + (" (compute: CPU seconds of all ranks over the cores)" if device.type == "cpu" else ""),
         date=datetime.date.today().isoformat(),
         tool=f"autoplan profile {autoplan.__version__}",
         versions=versions,

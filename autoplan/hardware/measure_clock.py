@@ -11,6 +11,8 @@ from dataclasses import dataclass
 import torch
 import torch.distributed as dist
 
+from autoplan.hardware.machine import cores
+
 __all__ = ["Clock", "Timing"]
 
 MAX_REPEATS = 2000
@@ -29,9 +31,8 @@ class Clock:
     """Times calls on ``device`` with all ranks at work, so that shared cores and links show.
 
     One sample is a run of equal calls that lasts about ``window_s``: long against a scheduler's time
-    slice and against the ranks' uneven start. It counts from the first start to the last end among
-    the ranks of a node, and the slowest node counts, since a training step waits for all. Without a
-    process group ``world`` is 1.
+    slice and against the ranks' uneven start. A training step waits for the last rank, so a sample
+    counts to the last end; the slowest node counts. Without a process group ``world`` is 1.
     """
 
     device: torch.device
@@ -40,23 +41,28 @@ class Clock:
     samples: int
     window_s: float
 
-    def measure(self, call: Callable[[], object]) -> Timing:
-        """The time of ``call``; every rank must call this with the same kind of work."""
+    def measure(self, call: Callable[[], object], *, computes: bool) -> Timing:
+        """The time of ``call``; every rank must call this with the same kind of work.
+
+        On a CPU, work that only ``computes`` is timed by the CPU seconds that it takes, spread over
+        the cores: what else runs on the machine then matters little. Work that also waits for
+        others is timed by the wall clock.
+        """
         call()
-        first_s = self._sample([self._run(call, 1)])[0]
+        first_s = self._samples([self._run(call, 1)], computes)[0]
         repeats = max(1, min(MAX_REPEATS, math.ceil(self.window_s / max(first_s, 1e-7))))
         runs = [self._run(call, repeats) for _ in range(self.samples)]
-        return _summary([time_s / repeats for time_s in self._sample(runs)])
+        return _summary([time_s / repeats for time_s in self._samples(runs, computes)])
 
-    def _run(self, call: Callable[[], object], repeats: int) -> tuple[float, float]:
-        """Start and end of ``repeats`` calls, in seconds of a clock that the ranks of a node share."""
+    def _run(self, call: Callable[[], object], repeats: int) -> tuple[float, float, float]:
+        """Start and end of ``repeats`` calls by a clock that the ranks of a node share; CPU seconds."""
         self._together()
-        start_s = time.perf_counter()
+        start_s, start_cpu_s = time.perf_counter(), time.process_time()
         if self.device.type == "cuda":
-            return start_s, start_s + self._cuda_s(call, repeats)
+            return start_s, start_s + self._cuda_s(call, repeats), 0.0
         for _ in range(repeats):
             call()
-        return start_s, time.perf_counter()
+        return start_s, time.perf_counter(), time.process_time() - start_cpu_s
 
     def _cuda_s(self, call: Callable[[], object], repeats: int) -> float:
         start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
@@ -74,17 +80,23 @@ class Clock:
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
 
-    def _sample(self, runs: list[tuple[float, float]]) -> list[float]:
+    def _samples(self, runs: list[tuple[float, float, float]], computes: bool) -> list[float]:
         """Seconds of each run over all ranks; the same list on every rank."""
         mine = torch.tensor(runs, dtype=torch.float64, device=self.device)
-        if self.world == 1:
-            return (mine[:, 1] - mine[:, 0]).tolist()
-        everyone = [torch.empty_like(mine) for _ in range(self.world)]
-        dist.all_gather(everyone, mine)
-        times = torch.stack(everyone).view(-1, self.node_size, len(runs), 2)
+        everyone = [mine]
+        if self.world > 1:
+            everyone = [torch.empty_like(mine) for _ in range(self.world)]
+            dist.all_gather(everyone, mine)
+        # (node, rank of the node, run): its start, its end, its CPU seconds
+        start, end, cpu = torch.stack(everyone).view(-1, self.node_size, len(runs), 3).unbind(-1)
         if self.device.type == "cuda":  # each GPU times itself; the starts are the host's
-            return (times[..., 1] - times[..., 0]).amax(dim=(0, 1)).tolist()
-        return (times[..., 1].amax(dim=1) - times[..., 0].amin(dim=1)).amax(dim=0).tolist()
+            times = (end - start).amax(dim=1)
+        elif computes:
+            alone = cpu if torch.get_num_threads() == 1 else end - start
+            times = torch.maximum(alone.amax(dim=1), cpu.sum(dim=1) / cores())
+        else:
+            times = end.amax(dim=1) - start.amin(dim=1)
+        return times.amax(dim=0).tolist()
 
 
 def _summary(times_s: list[float]) -> Timing:

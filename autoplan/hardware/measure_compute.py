@@ -20,20 +20,20 @@ LEAST_SHARE = 0.2  # of a measured time that stays when the launch is taken out
 def measure_launch(clock: Clock) -> Timing:
     """Seconds of an op on next to no data."""
     x = _random(clock, "float32", 16)
-    return clock.measure(lambda: x + x)
+    return clock.measure(lambda: x + x, computes=True)
 
 
 def measure_gemm(clock: Clock, m: int, n: int, k: int, dtype: str, launch_s: float) -> GemmPoint:
     """FLOP/s of (m, k) by (k, n), without the launch."""
     a, b = _random(clock, dtype, m, k), _random(clock, dtype, k, n)
-    timing = clock.measure(lambda: a @ b)
+    timing = clock.measure(lambda: a @ b, computes=True)
     return GemmPoint(m, n, k, _figure(2 * m * n * k / _net_s(timing, launch_s)), timing.spread)
 
 
 def measure_memory(clock: Clock, tensor_bytes: int, launch_s: float) -> MemoryPoint:
     """Bytes/s of adding two float32 tensors: two are read, one is written."""
     a, b = (_random(clock, "float32", tensor_bytes // 4) for _ in range(2))
-    timing = clock.measure(lambda: a + b)
+    timing = clock.measure(lambda: a + b, computes=True)
     nbytes = 3 * 4 * a.numel()
     return MemoryPoint(nbytes, _figure(nbytes / _net_s(timing, launch_s)), timing.spread)
 
@@ -49,11 +49,13 @@ def measure_attention(
 
     output = forward()
     gradient = torch.ones_like(output)
+
+    def back() -> object:
+        return torch.autograd.grad(output, (q, k, v), gradient, retain_graph=True)
+
     rates, spreads = [], []
-    for backward, timing in (
-        (False, clock.measure(forward)),
-        (True, clock.measure(lambda: torch.autograd.grad(output, (q, k, v), gradient, retain_graph=True))),
-    ):
+    for backward, call in ((False, forward), (True, back)):
+        timing = clock.measure(call, computes=True)
         flops = attention_flops(batch, length, length, head, causal=causal, backward=backward)
         rates.append(_figure(flops / _net_s(timing, launch_s)))
         spreads.append(timing.spread)
