@@ -91,7 +91,7 @@ def attention(node: fx.Node) -> AxisSpec | None:
     sources = tensor_arguments(node)
     shapes = [shape_of(source) for source in sources]
     q, k, v = shapes[:3]
-    grouped = q[-3] != k[-3] if len(q) > 2 else False
+    grouped = q[-3:-2] != k[-3:-2]
     lead = tuple((f"d{i}",) if n > 1 else () for i, n in enumerate(q[:-2]))
     sizes = {f"d{i}": n for i, n in enumerate(q[:-2]) if n > 1} | {
         "q": q[-2],
@@ -104,9 +104,9 @@ def attention(node: fx.Node) -> AxisSpec | None:
         fixed.add(f"d{len(q) - 3}")
     inputs: list[Dims] = [(*lead, ("q",), ("d",)), (*lead, ("k",), ("d",)), (*lead, ("k",), ("e",))]
     for mask in shapes[3:]:
-        own: tuple[int, ...] = (1,) * (len(q) - len(mask)) + mask
+        own = [1] * (len(q) - len(mask)) + list(mask)
         dims = tuple(lead[i] if n > 1 else () for i, n in enumerate(own[:-2]))
-        *_, rows, columns = own
+        rows, columns = own[-2], own[-1]
         inputs.append(
             (*dims, ("q",) if rows > 1 else (), ("k",) if columns > 1 else ())[len(q) - len(mask) :]
         )
