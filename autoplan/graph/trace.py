@@ -21,7 +21,7 @@ from autoplan.graph.fold import find_repeats
 from autoplan.graph.ir import Block, ModelGraph, Unit
 from autoplan.graph.loss_weight import find_weight
 from autoplan.graph.skeleton import BlockCall, Skeleton, build_skeleton
-from autoplan.plan import Precision
+from autoplan.precision import Precision
 
 __all__ = ["flatten_batch", "trace"]
 

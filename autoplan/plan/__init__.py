@@ -1,9 +1,10 @@
 """The answer as data: ``Job`` is the question, ``Plan`` the decision."""
 
 from autoplan.plan.io import plan_json, plan_schema, read_plan, write_plan
-from autoplan.plan.job import Job, Precision
+from autoplan.plan.job import Job
 from autoplan.plan.plan import MESH_AXES, Plan, Schedule, StagePlan
 from autoplan.plan.validate import validate_plan
+from autoplan.precision import Precision
 
 __all__ = [
     "MESH_AXES",

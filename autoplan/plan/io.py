@@ -14,9 +14,9 @@ from typing import Any
 import msgspec
 
 from autoplan.errors import PlanError
-from autoplan.plan.job import Precision
 from autoplan.plan.plan import Plan, Schedule, StagePlan
 from autoplan.plan.validate import validate_plan
+from autoplan.precision import Precision
 
 __all__ = ["plan_json", "plan_schema", "read_plan", "write_plan"]
 

@@ -8,7 +8,7 @@ from typing import Literal
 
 import msgspec
 
-from autoplan.plan.job import Precision
+from autoplan.precision import Precision
 
 __all__ = ["Plan", "Schedule", "StagePlan"]
 
