@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -49,9 +50,15 @@ class LogGrid:
         coordinates = np.stack(np.meshgrid(*self._axes, indexing="ij"), axis=-1)
         distance = np.abs(coordinates[..., None, :] - table[:, :3]).sum(axis=-1)
         self._values = table[:, 3][distance.argmin(axis=-1)]
+        self._remembered = lru_cache(maxsize=65536)(self._interpolate)
 
-    def __call__(self, *sizes: Any) -> Any:
-        """The value at three sizes (> 0; scalars or arrays of one shape)."""
+    def __call__(self, m: Any, n: Any, k: Any) -> Any:
+        """The value at three sizes (> 0; scalars or arrays that broadcast). Scalars are remembered."""
+        if isinstance(m, int) and isinstance(n, int) and isinstance(k, int):
+            return self._remembered(m, n, k)
+        return self._interpolate(m, n, k)
+
+    def _interpolate(self, *sizes: Any) -> Any:
         lower: list[NDArray[np.intp]] = []
         weight: list[Any] = []
         for axis, size in zip(self._axes, sizes, strict=True):
