@@ -223,16 +223,23 @@ def _search(
 ) -> SearchResult:
     from autoplan.search import search
 
-    return search(
-        _graphs(source, job, progress),
-        job,
-        cluster,
-        pin=_pins(args),
-        gap=args.gap,
-        time_limit_s=args.time_limit,
-        progress=progress.update,
-        top=args.top,
-    )
+    pins = _pins(args)
+    try:
+        return search(
+            _graphs(source, job, progress),
+            job,
+            cluster,
+            pin=pins,
+            gap=args.gap,
+            time_limit_s=args.time_limit,
+            progress=progress.update,
+            top=args.top,
+        )
+    except InputError as error:
+        if error.field not in pins:
+            raise
+        option = f"--{error.field.replace('_', '-')}"  # as the user wrote it
+        raise type(error)(option, error.value, error.expected, error.remedy) from None
 
 
 def _graphs(source: ModelSource, job: Job, progress: LateProgress) -> Any:

@@ -41,8 +41,8 @@ def decision_reasons(best: Candidate, runners_up: Sequence[Candidate], cluster: 
 
 
 def percent(share: float) -> str:
-    """``0.1234`` → ``12.3 %``; very small shares keep two digits."""
-    return f"{share * 100:.1f} %" if abs(share) >= 0.001 or share == 0 else f"{share * 100:.2g} %"
+    """``0.1234`` → ``12.3 %``."""
+    return f"{share * 100:.1f} %"
 
 
 _DECISIONS: dict[str, Callable[[Plan], object]] = {
@@ -57,7 +57,7 @@ _DECISIONS: dict[str, Callable[[Plan], object]] = {
 _SHARDED = {
     1: "optimizer state",
     2: "optimizer state and gradients",
-    3: "parameters, gradients and optimizer",
+    3: "parameters, gradients, optimizer",
 }
 
 
@@ -89,17 +89,15 @@ def _sharding(plan: Plan, cluster: Cluster) -> str:
 def _tensor(plan: Plan, cluster: Cluster) -> str:
     if plan.tp == 1:
         return "ops stay whole"
-    between = (
-        "also between blocks (sequence parallel)" if plan.boundary.startswith("S") else "whole between blocks"
-    )
-    return f"ops cut over {_link(cluster, plan.tp, 1)}, {between}"
+    between = "sequence parallel" if plan.boundary.startswith("S") else "whole"
+    return f"ops cut over {_link(cluster, plan.tp, 1)}, {between} between blocks"
 
 
 def _recompute(best: Candidate) -> str:
     plan, estimate = best.plan, best.estimate
     free = bytes_binary(max(0.0, estimate.memory_limit_bytes - estimate.peak_memory_bytes))
     if plan.recompute == "none":
-        return f"every activation is kept; {free} of the worst rank stay free"
+        return f"every activation is kept; {free} stay free"
     again = sum(len(stage.recompute) for stage in plan.stages)
     return f"{again} of {sum(len(stage.units) for stage in plan.stages)} units run forward twice; {free} stay free"
 

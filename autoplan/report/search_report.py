@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Iterator, Sequence
 
 from rich import box
@@ -21,6 +22,8 @@ from autoplan.units import bytes_binary, count, seconds
 __all__ = ["search_report"]
 
 _BAR = 30
+_WIDTH = 96
+_GLUE = "\N{NO-BREAK SPACE}"  # between a number and its unit while lines are filled
 _MOST_RUNNERS_UP = 8
 
 
@@ -112,7 +115,8 @@ def _memory(estimate: Estimate) -> Iterator[RenderableType]:
 def _owners(memory: MemoryEstimate) -> str:
     owners = {name: getattr(memory, name) for name in memory.__struct_fields__}
     shown = sorted(((size, name) for name, size in owners.items() if size > 0), reverse=True)
-    return ", ".join(f"{name} {bytes_binary(size)}" for size, name in shown)
+    kept = ", ".join(f"{name} {bytes_binary(size)}".replace(" ", _GLUE) for size, name in shown)
+    return textwrap.fill(kept, _WIDTH).replace(_GLUE, " ")
 
 
 def _proof(result: SearchResult) -> Iterator[RenderableType]:
@@ -120,7 +124,7 @@ def _proof(result: SearchResult) -> Iterator[RenderableType]:
     sentence = {
         Status.OPTIMAL: f"{bound} under the cost model",
         Status.WITHIN_GAP: f"{bound}, so none is better by more than {percent(result.gap)}",
-        Status.LIMIT: f"time ran out; {bound}, and this one is {percent(result.gap)} above",
+        Status.LIMIT: f"{bound}; this one may be slower than the best by up to {percent(result.gap)}",
     }[result.status]
     yield Text.assemble((f"{result.status.value.replace('_', ' ')}: ", "bold cyan"), sentence)
     effort = f"{result.candidates:,} candidates, {result.pruned:,} pruned, {seconds(result.seconds)}"
