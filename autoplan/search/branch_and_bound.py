@@ -21,11 +21,15 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import IntEnum
+from typing import TYPE_CHECKING
 
 from autoplan.cost.degrees import Degrees
 from autoplan.search.layout_choice import LayoutChoice
 from autoplan.search.result import Candidate
 from autoplan.search.space import Space
+
+if TYPE_CHECKING:
+    from autoplan.plan import Plan
 
 __all__ = ["BranchAndBound", "mesh_of"]
 
@@ -63,7 +67,7 @@ class BranchAndBound:
         stop_at: a time of ``time.monotonic`` at which to stop whatever is left.
         found: the plans that were priced, the fastest first once ``run`` has returned.
         pruned: candidates that were never priced: infeasible, or too slow to matter.
-        finished: False if time ran out.
+        bound_s: no plan of the space is faster; known once ``run`` has returned.
     """
 
     space: Space
@@ -72,7 +76,7 @@ class BranchAndBound:
     progress: Progress | None = None
     found: list[Candidate] = field(default_factory=list)
     pruned: int = 0
-    finished: bool = True
+    bound_s: float = 0.0
     _queue: list[_Entry] = field(default_factory=list)
     _least_solved_s: float = math.inf
     _best_s: float = math.inf
@@ -84,23 +88,21 @@ class BranchAndBound:
             self._push(self.space.first_bound_s(degrees), _Level.ROUGH, degrees)
         while self._queue and self._queue[0].bound_s < self._best_s * (1 - self.gap):
             if self.found and time.monotonic() > self.stop_at:
-                self.finished = False
                 break
             self._step()
+        self.bound_s = min(self._queue[0].bound_s if self._queue else math.inf, self._least_solved_s)
         self._close()
 
-    @property
-    def bound_s(self) -> float:
-        """No plan of the space is faster."""
-        waiting = self._queue[0].bound_s if self._queue else math.inf
-        return min(waiting, self._least_solved_s, self._best_s)
-
     def more(self, wanted: int) -> None:
-        """Price what is next in the queue until plans with ``wanted`` distinct degrees are known."""
-        while self._queue and len({mesh_of(c) for c in self.found}) < wanted:
-            if time.monotonic() > self.stop_at:
+        """Price what is cheap to price until plans with ``wanted`` distinct degrees are known."""
+        ready = sorted(entry for entry in self._queue if entry.level is _Level.LAYOUT)
+        seen = {mesh_of(candidate.plan) for candidate in self.found}
+        for entry in ready:
+            if len(seen) >= wanted or time.monotonic() > self.stop_at:
                 break
-            self._step()
+            if mesh_of(entry.degrees) not in seen:
+                self._price(entry, self.space.choices(entry.degrees)[entry.choice])
+                seen |= {mesh_of(candidate.plan) for candidate in self.found}
         self._close()
 
     def _close(self) -> None:
@@ -141,7 +143,6 @@ class BranchAndBound:
             )
 
 
-def mesh_of(candidate: Candidate) -> tuple[int, int, int, int]:
+def mesh_of(plan: Plan | Degrees) -> tuple[int, int, int, int]:
     """The degrees by which runners-up are told apart."""
-    plan = candidate.plan
     return plan.pp, plan.dp, plan.fsdp, plan.tp

@@ -9,6 +9,7 @@ the slowest level of the cluster.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 
 __all__ = ["LayoutChoice", "layout_choices"]
 
+_Names = dict[str, dict[str, str]]
 _SEQUENCE = shard(1)
 _WHOLE = 1.05  # parameters are as good as cut when a rank holds at most this many times its share
 
@@ -53,17 +55,40 @@ def layout_choices(
     """The distinct answers, the fastest for a whole boundary first."""
     if degree == 1:
         return (_priced(graph, {}, REPLICATE, 1, cluster, strategies_of),)
+    tied = _tied_kinds(graph)
     choices = []
     for boundary in _boundaries(graph, degree):
-        fastest = _solved(graph, boundary, degree, cluster, strategies_of, layouts_of, TIE_BREAK_S)
-        choices.append(fastest)
-        held = sum(fastest.costs[unit.kind].parameters for unit in graph.units)
-        if held * degree > _WHOLE * sum(graph.kinds[unit.kind].parameter_count for unit in graph.units):
-            price_s = _gathered_byte_s(cluster)
-            leaner = _solved(graph, boundary, degree, cluster, strategies_of, layouts_of, price_s)
-            if leaner.layouts != fastest.layouts:
-                choices.append(leaner)
+
+        def solved(blocks: Sequence[Block], parameter_byte_s: float, boundary: Layout = boundary) -> _Names:
+            problem = layout_problem(
+                blocks, tied, boundary, degree, cluster, strategies_of, layouts_of, parameter_byte_s
+            )
+            names: _Names = {block.kind: {} for block in blocks}
+            for node, taken in zip(problem.nodes, solve_layouts(problem), strict=True):
+                names[node.block][node.name] = node.options[taken].name
+            return names
+
+        groups = _tied_together(graph, tied)
+        fastest = [solved(blocks, TIE_BREAK_S) for blocks in groups]
+        leanest = [
+            solved(blocks, _gathered_byte_s(cluster)) if _leaves_whole(blocks, names, degree) else names
+            for blocks, names in zip(groups, fastest, strict=True)
+        ]
+        for parts in (fastest, leanest) if leanest != fastest else (fastest,):
+            layouts = {kind: names for part in parts for kind, names in part.items()}
+            choices.append(_priced(graph, layouts, boundary, degree, cluster, strategies_of))
     return tuple(choices)
+
+
+def _leaves_whole(blocks: Sequence[Block], names: _Names, degree: int) -> bool:
+    """True if a rank holds notably more than its share of the blocks' parameters."""
+    held = total = 0
+    for block in blocks:
+        for name in block.parameters:
+            shape = block.values[name].shape
+            held += math.prod(Layout.parse(names[block.kind][name]).local_shape(shape, degree))
+            total += math.prod(shape)
+    return held * degree > _WHOLE * total
 
 
 def _boundaries(graph: ModelGraph, degree: int) -> Iterator[Layout]:
@@ -81,25 +106,10 @@ def _gathered_byte_s(cluster: Cluster) -> float:
     return 3 * cluster.collective_time_s("all_gather", big, cluster.world_size) / big
 
 
-def _solved(
-    graph: ModelGraph,
-    boundary: Layout,
-    degree: int,
-    cluster: Cluster,
-    strategies_of: StrategiesOf,
-    layouts_of: LayoutsOf,
-    parameter_byte_s: float,
-) -> LayoutChoice:
+def _tied_kinds(graph: ModelGraph) -> list[tuple[tuple[str, str], ...]]:
+    """Groups of (block kind, parameter) that are one tensor."""
     kind_of = {unit.name: unit.kind for unit in graph.units}
-    tied = [tuple(dict.fromkeys((kind_of[unit], value) for unit, value in group)) for group in graph.tied]
-    layouts: dict[str, dict[str, str]] = {kind: {} for kind in graph.kinds}
-    for blocks in _tied_together(graph, tied):
-        problem = layout_problem(
-            blocks, tied, boundary, degree, cluster, strategies_of, layouts_of, parameter_byte_s
-        )
-        for node, taken in zip(problem.nodes, solve_layouts(problem), strict=True):
-            layouts[node.block][node.name] = node.options[taken].name
-    return _priced(graph, layouts, boundary, degree, cluster, strategies_of)
+    return [tuple(dict.fromkeys((kind_of[unit], value) for unit, value in group)) for group in graph.tied]
 
 
 def _tied_together(graph: ModelGraph, tied: Sequence[Sequence[tuple[str, str]]]) -> list[list[Block]]:

@@ -71,17 +71,21 @@ def search(
 def _status(tree: BranchAndBound, wanted: float) -> Status:
     if not tree.found:
         return Status.INFEASIBLE
-    reached = tree.found[0].estimate.step_time_s / tree.bound_s - 1
+    reached = tree.found[0].estimate.step_time_s / _bound_s(tree) - 1
     if reached <= _OPTIMAL:
         return Status.OPTIMAL
     return Status.WITHIN_GAP if reached <= wanted / (1 - wanted) + _OPTIMAL else Status.LIMIT
+
+
+def _bound_s(tree: BranchAndBound) -> float:
+    return min(tree.bound_s, tree.found[0].estimate.step_time_s)
 
 
 def _leaders(found: Sequence[Candidate], top: int) -> tuple[Candidate, ...]:
     """The fastest plan of each of the ``top`` fastest sets of degrees."""
     first: dict[tuple[int, int, int, int], Candidate] = {}
     for candidate in found:
-        first.setdefault(mesh_of(candidate), candidate)
+        first.setdefault(mesh_of(candidate.plan), candidate)
     return tuple(first.values())[:top]
 
 
@@ -94,7 +98,7 @@ def _result(
     cures: tuple[Cure, ...] = (),
 ) -> SearchResult:
     leaders = _leaders(tree.found, top)
-    bound_s = tree.bound_s if leaders else 0.0
+    bound_s = _bound_s(tree) if leaders else 0.0
     return SearchResult(
         status=status,
         gap=leaders[0].estimate.step_time_s / bound_s - 1 if leaders else 0.0,
