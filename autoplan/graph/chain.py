@@ -97,7 +97,7 @@ class _Cutter:
 
     def _name(self, node: fx.Node) -> str:
         if node.op == "placeholder":
-            return f"batch.{node.name}"
+            return f"batch.{node.target}"
         return f"free.{node.name}" if node in self.free else node.name
 
     def chain(self) -> Chain:
@@ -171,7 +171,8 @@ def extract(source: fx.Graph, outputs: list[fx.Node], inputs: list[fx.Node], kee
     graph = fx.Graph()
     env: dict[fx.Node, fx.Node] = {}
     for node in inputs:
-        env[node] = graph.create_node("placeholder", node.name, name=node.name)
+        target = str(node.target) if node.op == "placeholder" else node.name
+        env[node] = graph.create_node("placeholder", target, name=node.name)
         env[node].meta.update(node.meta)
     for node in source.nodes:
         if node in needed and node in keep:

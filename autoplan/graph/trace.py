@@ -133,11 +133,14 @@ def _fake_input(tensor: Tensor, dtype: torch.dtype | None, mode: FakeTensorMode)
 
 
 def _rename_inputs(outer: CleanGraph, names: list[str]) -> None:
-    """Give the placeholders of the outer graph the batch's own names."""
+    """Let the placeholders of the outer graph stand for the batch's own names.
+
+    Their node names stay: one of the batch's might be that of an op.
+    """
     wanted = dict(zip(outer.inputs, names, strict=True))
     for node in outer.graph.nodes:
         if node.op == "placeholder":
-            node.name = node.target = wanted[node.name]
+            node.target = wanted[node.name]
     outer.parameters = {n: t.removeprefix("model.") for n, t in outer.parameters.items()}
     outer.buffers = {n: t.removeprefix("model.") for n, t in outer.buffers.items()}
     for node in outer.graph.nodes:
@@ -300,23 +303,22 @@ class _Builder:
     def _count(self, source: str, ignored: int) -> str:
         """Add ``(target != ignored).sum()`` to the free graph; return its chain name."""
         graph = self.chain.free
-        node_name = source.split(".", 1)[1]
+        where, name = source.split(".", 1)
         output = next(n for n in graph.nodes if n.op == "output")
-        node = next((n for n in graph.nodes if n.name == node_name), None)
+        node = next((n for n in graph.nodes if (n.target if where == "batch" else n.name) == name), None)
         with graph.inserting_before(next(iter(graph.nodes))):
             if node is None:
-                original = next(n for n in self.outer.graph.nodes if n.name == node_name)
-                node = graph.create_node("placeholder", node_name, name=node_name)
+                original = next(n for n in self.outer.graph.nodes if n.target == name)
+                node = graph.create_node("placeholder", name, name=original.name)
                 node.meta.update(original.meta)
         with graph.inserting_before(output):
             valid = graph.call_function(torch.ops.aten.ne.Scalar, (node, ignored))
-            count = graph.call_function(torch.ops.aten.sum.default, (valid,))
-            count.name = "weight"
+            count = graph.create_node("call_function", torch.ops.aten.sum.default, (valid,), name="target_count")
         with self.skeleton.mode:
             valid.meta["val"] = torch.ne(node.meta["val"], ignored)
             count.meta["val"] = valid.meta["val"].sum()
         output.args = ((*output.args[0], count),)  # type: ignore[misc]
-        return "free.weight"
+        return f"free.{count.name}"
 
     def _prune_free(self, units: list[Unit], weight: str | None) -> None:
         """Leave in the free graph only what units still read, now that masks may have become ``is_causal``."""

@@ -46,7 +46,7 @@ class StageModule(nn.Module):
         self.free = free
         self.chain = [unit for unit, _ in units]
         self.free_names = free_names
-        self.free_reads = [node.name for node in free.graph.nodes if node.op == "placeholder"]
+        self.free_reads = [str(node.target) for node in free.graph.nodes if node.op == "placeholder"]
         self.reads = reads
         self.writes = writes
         self.loss = loss

@@ -47,7 +47,7 @@ def parallelize(
         loss: ``fn(output, batch) -> scalar`` mean over the batch; default ``output.loss``, or the output
             itself if it is a scalar.
         optimizer: makes the optimizer of this rank's parameters; default AdamW with lr 1e-3.
-        cluster: a Cluster, a profile's name or its file; default: this machine, measured once and cached.
+        cluster: a Cluster, a profile's name or its file; default ``local``: this machine, measured once and cached.
         plan: a Plan or its file; default the file that AUTOPLAN_PLAN names, or else a search.
         pin: decisions to hold fixed in the search, such as ``{"tp": 2}``.
         precision: ``bf16``, ``fp32`` or ``fp64``; default what the parameters are.
@@ -122,7 +122,7 @@ def _rows(batch: Any, samples: int) -> Any:
 
 
 def _cluster(cluster: Cluster | str | Path | None) -> Cluster:
-    if cluster is None:
+    if cluster is None or cluster == "local":
         return local_profile(world_size())
     return cluster if isinstance(cluster, Cluster) else Cluster.of(cluster, gpus=world_size())
 

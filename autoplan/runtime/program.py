@@ -151,7 +151,7 @@ class Program(nn.Module):
             return parts, torch.full(
                 (1,), 1 / self.plan.num_micro_batches, device=self.world.device, dtype=torch.float64
             )
-        reads = [node.name for node in self._weight.graph.nodes if node.op == "placeholder"]
+        reads = [str(node.target) for node in self._weight.graph.nodes if node.op == "placeholder"]
         count = torch.zeros((), device=self.world.device, dtype=torch.float64)
         for part in parts:
             count += self._weight(*(part[f"batch_{name}"] for name in reads))[0]
