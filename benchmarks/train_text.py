@@ -30,6 +30,11 @@ from typing import Any
 import torch
 from byte_gpt import ByteGPT, Text, next_byte_loss
 
+import autoplan
+from autoplan.errors import AutoplanError
+from autoplan.plan import plan_json
+from autoplan.report import plan_text
+
 FIRST_STEPS = 10
 BOUND_FIRST = 2e-6
 """Largest relative difference of the loss in the first ten steps: 17 units of float32 rounding."""
@@ -42,11 +47,15 @@ CONTROL_PARTS = 8
 def main() -> int:
     args = arguments()
     if "RANK" not in os.environ:
-        ranks = ("--standalone", "--nproc-per-node", str(args.nproc))
-        return subprocess.call([sys.executable, "-m", "torch.distributed.run", *ranks, *sys.argv])
+        return launch(args.nproc)
     text = Text.of_standard_library()
-    under_plan = train_under_plan(args, text)
-    if int(os.environ["RANK"]) != 0:
+    try:
+        under_plan = train_under_plan(args, text)
+    except AutoplanError as error:
+        if is_first():
+            print(f"train_text: error: {error}", file=sys.stderr)
+        return error.exit_status
+    if not is_first():
         return 0
     print("\nThe same steps in one process, without autoplan:")
     alone = train_alone(args, text, parts=1)
@@ -72,6 +81,25 @@ def main() -> int:
     return 0 if result["equal"] else 1
 
 
+def launch(ranks: int) -> int:
+    """Run this command again under torchrun, the cores shared out among the ranks."""
+    threads = str(max(1, (os.cpu_count() or 1) // ranks))
+    torchrun = (
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node",
+        str(ranks),
+        "--",
+    )
+    return subprocess.call([*torchrun, *sys.argv], env={"OMP_NUM_THREADS": threads, **os.environ})
+
+
+def is_first() -> bool:
+    return int(os.environ["RANK"]) == 0
+
+
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument(
@@ -80,7 +108,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--steps", type=int, default=200, help="optimizer steps (default: 200)")
     parser.add_argument("--global-batch", type=int, default=8, help="sequences in a step (default: 8)")
     parser.add_argument("--seq", type=int, default=64, help="bytes in a sequence (default: 64)")
-    parser.add_argument("--cluster", default="local", help="profile to search with (default: measured here)")
+    parser.add_argument("--cluster", help="profile to search with (default: measured on this machine)")
     parser.add_argument("--plan", help="train under this plan in place of a searched one")
     parser.add_argument(
         "--pin", action="append", default=[], metavar="KEY=N", help="hold a decision, e.g. tp=2"
@@ -95,9 +123,6 @@ def arguments() -> argparse.Namespace:
 
 def train_under_plan(args: argparse.Namespace, text: Text) -> dict[str, Any]:
     """Every rank comes here. The losses are those of the global batch."""
-    import autoplan
-    from autoplan.plan import plan_json
-
     torch.manual_seed(0)
     program = autoplan.parallelize(
         ByteGPT(),
@@ -109,10 +134,8 @@ def train_under_plan(args: argparse.Namespace, text: Text) -> dict[str, Any]:
         pin={key: int(number) for key, number in (pin.split("=") for pin in args.pin)} or None,
         precision="fp32",
     )
-    if int(os.environ["RANK"]) == 0:
-        from autoplan.report import plan_text
-
-        print(plan_text(program.plan))
+    if is_first():
+        print(plan_text(program.plan), flush=True)
     losses, seconds = [], time.perf_counter()
     for step in range(args.steps):
         batch = text.batch(step, args.global_batch, args.seq)
@@ -145,7 +168,7 @@ def train_alone(args: argparse.Namespace, text: Text, parts: int) -> dict[str, A
 
 
 def progress(step: int, losses: list[float]) -> None:
-    if int(os.environ["RANK"]) == 0 and (step + 1) % 50 == 0:
+    if is_first() and (step + 1) % 50 == 0:
         print(f"  step {step + 1:4d}  loss {losses[-1]:.4f}", flush=True)
 
 
@@ -183,8 +206,6 @@ def told(where: str, worst: float, bound: float) -> None:
 
 
 def machine() -> dict[str, Any]:
-    import autoplan
-
     model = ""
     if Path("/proc/cpuinfo").exists():
         lines = Path("/proc/cpuinfo").read_text().splitlines()

@@ -56,7 +56,7 @@ def command(*words: str | Path) -> list[str]:
 
 def test_one_machine_runs_every_rank(script: Path) -> None:
     assert command("plan.json", script, "--lr", "3e-4", "--nnodes", "x") == [
-        *("--nnodes", "1", "--nproc-per-node", "8", "--standalone"),
+        *("--nnodes", "1", "--nproc-per-node", "8", "--standalone", "--"),
         *(str(script), "--lr", "3e-4", "--nnodes", "x"),
     ]
 
@@ -65,10 +65,27 @@ def test_machines_share_the_ranks_out(script: Path) -> None:
     where = ("--nnodes", "2", "--rdzv-endpoint", "node0:29500")
     assert command(*where, "--node-rank", "1", "plan.json", script) == [
         *("--nnodes", "2", "--nproc-per-node", "4"),
-        *("--rdzv-backend", "static", "--node-rank", "1", "--rdzv-endpoint", "node0:29500", str(script)),
+        *(
+            "--rdzv-backend",
+            "static",
+            "--node-rank",
+            "1",
+            "--rdzv-endpoint",
+            "node0:29500",
+            "--",
+            str(script),
+        ),
     ]
     assert command(*where, "plan.json", script)[4:-1] == [
-        *("--rdzv-backend", "c10d", "--rdzv-id", hand_made_plan().hash(), "--rdzv-endpoint", "node0:29500"),
+        *(
+            "--rdzv-backend",
+            "c10d",
+            "--rdzv-id",
+            hand_made_plan().hash(),
+            "--rdzv-endpoint",
+            "node0:29500",
+            "--",
+        ),
     ]
 
 
@@ -108,7 +125,7 @@ def test_missing_files_are_refused(script: Path, tmp_path: Path) -> None:
 def test_ranks_see_the_plan_and_their_status_comes_back(script: Path, tmp_path: Path, fails: bool) -> None:
     plan = tmp_path / "plan.json"
     write_plan(hand_made_plan(pp=1, fsdp=1, zero=0, tp=2, global_batch=16, stages=one_stage()), plan)
-    words = ["run", plan.name, script, tmp_path, "--flag", *(["fail"] if fails else [])]
+    words = ["run", plan.name, script, tmp_path, "--nproc", "--", "--node-rank", *(["fail"] if fails else [])]
     done = subprocess.run(
         [sys.executable, "-c", ENTRY, *map(str, words)], cwd=tmp_path, env=environment(), timeout=120
     )
@@ -117,7 +134,7 @@ def test_ranks_see_the_plan_and_their_status_comes_back(script: Path, tmp_path: 
     if not fails:  # torchrun may stop the second rank before it writes
         assert [rank["RANK"] for rank in seen] == ["0", "1"]
     assert all(rank["AUTOPLAN_PLAN"] == str(plan.resolve()) and rank["WORLD_SIZE"] == "2" for rank in seen)
-    assert all(rank["args"][0] == "--flag" for rank in seen) and seen
+    assert all(rank["args"][:3] == ["--nproc", "--", "--node-rank"] for rank in seen) and seen
 
 
 def one_stage() -> tuple[object, ...]:

@@ -90,6 +90,7 @@ def launch_command(args: argparse.Namespace, plan: Plan) -> list[str]:
         *("--nnodes", str(args.nnodes)),
         *("--nproc-per-node", str(ranks_here)),
         *_rendezvous(args.nnodes, args.node_rank, args.rdzv_endpoint, plan.hash()),
+        "--",  # or torchrun would take the script's options for its own
         args.script,
         *args.script_args,
     ]
