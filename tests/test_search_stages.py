@@ -1,0 +1,127 @@
+"""Bounds never exceed prices, and the stages' program finds what brute force finds."""
+
+from __future__ import annotations
+
+import itertools
+import math
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from test_cost_toys import toy_cluster, toy_graph, toy_layouts, toy_strategies
+
+from autoplan.cost.degrees import Degrees
+from autoplan.cost.step import Assignment
+from autoplan.graph.ir import ModelGraph
+from autoplan.plan import Job, Precision
+from autoplan.search.pins import Pins
+from autoplan.search.pipeline_bound import pipeline_bound_s
+from autoplan.search.space import Space
+
+GRAPHS: dict[tuple[int, int, bool], ModelGraph] = {}
+
+
+def graph_for(micro_batch: int, layers: int, tied: bool) -> ModelGraph:
+    key = micro_batch, layers, tied
+    if key not in GRAPHS:
+        GRAPHS[key] = toy_graph(micro_batch, layers, seq=2048, hidden=2048, tied=tied, vocabulary=32768)
+    return GRAPHS[key]
+
+
+def make_space(layers: int, memory: float, tied: bool, precision: Precision, pins: Pins, batch: int = 16) -> Space:
+    cluster = toy_cluster(nodes=2, node_size=4, memory=memory)
+    job = Job(global_batch=batch, tokens_per_sample=2048, precision=precision)
+    return Space(lambda b: graph_for(b, layers, tied), job, cluster, pins, toy_strategies, toy_layouts)
+
+
+@st.composite
+def spaces(draw: st.DrawFn) -> tuple[Space, Degrees]:
+    recompute = draw(st.sampled_from([None, True, False]))
+    space = make_space(
+        draw(st.integers(4, 9)),
+        draw(st.sampled_from([3.5e9, 5e9, 8e9, 60e9])),
+        draw(st.booleans()),
+        draw(st.sampled_from([Precision.BF16, Precision.FP32])),
+        Pins(recompute=recompute),
+    )
+    return space, draw(st.sampled_from(space.candidates))
+
+
+def stagings(space: Space, degrees: Degrees) -> list[list[Assignment]]:
+    """Every cut of the chain, each stage with every number of its first layers recomputed."""
+    units = len(space.chain.units)
+    found = []
+    for cuts in itertools.combinations(range(1, units), degrees.pp - 1):
+        ranges = list(itertools.pairwise((0, *cuts, units)))
+        options = []
+        for start, stop in ranges:
+            layers = [i for i in range(start, stop) if i in space.repeats]
+            counts = {None: range(len(layers) + 1), True: (len(layers),), False: (0,)}[space.pins.recompute]
+            options.append([Assignment(start, stop, frozenset(layers[:n])) for n in counts])
+        found += [list(stages) for stages in itertools.product(*options)]
+    return found
+
+
+@settings(max_examples=60, deadline=None)
+@given(spaces())
+def test_bounds_only_grow_and_never_pass_the_price(case: tuple[Space, Degrees]) -> None:
+    space, degrees = case
+    rough, chain = space.first_bound_s(degrees), space.optimistic_bound_s(degrees)
+    for choice in space.choices(degrees):
+        layout = space.choice_bound_s(degrees, choice)
+        staging = space.solve(degrees, choice)
+        if staging is None:
+            continue
+        estimate = space.candidate(degrees, choice, staging.stages).estimate
+        assert estimate.fits
+        slack = 1 + 2e-4  # the staging program stops at a gap of 1e-4
+        assert rough <= layout * slack and chain <= layout * slack
+        assert layout <= staging.bound_s * slack
+        assert staging.bound_s <= estimate.step_time_s * slack
+
+
+@settings(max_examples=12, deadline=None)
+@given(spaces())
+def test_no_staging_is_missed(case: tuple[Space, Degrees]) -> None:
+    space, degrees = case
+    if math.comb(len(space.chain.units) - 1, degrees.pp - 1) * 3**degrees.pp > 3000:
+        return
+    for choice in space.choices(degrees):
+        staging = space.solve(degrees, choice)
+        prices = [space.candidate(degrees, choice, s).estimate for s in stagings(space, degrees)]
+        fitting = [e.step_time_s for e in prices if e.fits]
+        assert (staging is not None) == bool(fitting)
+        if staging is not None:
+            price = space.candidate(degrees, choice, staging.stages).estimate.step_time_s
+            assert staging.bound_s <= min(fitting) * (1 + 2e-4)
+            assert price <= min(fitting) * 1.03
+
+
+@given(st.integers(1, 16), st.integers(1, 64), st.floats(0.1, 10), st.floats(0.1, 10), st.floats(0, 5))
+def test_closed_form_bound_is_below_equal_stages(p: int, m: int, f: float, b: float, tail: float) -> None:
+    bound = pipeline_bound_s(f, b, tail, p, m)
+    assert bound <= ((m + p - 1) * (f + b) + tail) / p * (1 + 1e-9)
+    assert bound >= m * (f + b) / p * (1 - 1e-9)
+
+
+def test_a_chain_of_several_kinds_is_cut_in_order() -> None:
+    graph = toy_graph(1, 6)
+    kinds = {**graph.kinds, "other": graph.kinds["layer"]}
+    units = tuple(
+        type(u)(u.name, "other" if u.name in ("layers.3", "layers.4", "layers.5") else u.kind, u.path, u.arguments, u.results)
+        for u in graph.units
+    )
+    mixed = type(graph)("mixed", "", 1, kinds, units, graph.free, graph.loss, None, (), {})
+    job, cluster = Job(global_batch=8), toy_cluster(memory=60e9)
+    space = Space(lambda _: mixed, job, cluster, Pins(pp=4, micro_batch=1), toy_strategies, toy_layouts)
+    (degrees,) = space.candidates
+    (choice,) = space.choices(degrees)
+    staging = space.solve(degrees, choice)
+    assert staging is not None
+    ranges = [(s.start, s.stop) for s in staging.stages]
+    assert ranges[0][0] == 0 and ranges[-1][1] == 8
+    assert all(a[1] == b[0] and a[0] < a[1] for a, b in itertools.pairwise(ranges))
+    price = space.candidate(degrees, choice, staging.stages).estimate.step_time_s
+    assert staging.bound_s <= price * (1 + 1e-4)
+    best = min(space.candidate(degrees, choice, s).estimate.step_time_s for s in stagings(space, degrees) if not any(x.recompute for x in s))
+    assert price == pytest.approx(best, rel=0.03)
