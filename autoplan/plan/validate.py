@@ -56,6 +56,13 @@ def _check_batch(plan: Plan) -> None:
             f"{plan.dp} · {plan.fsdp} = {product}",
             _CORRECT,
         )
+    if plan.num_micro_batches < plan.pp:
+        raise PlanError(
+            "num_micro_batches",
+            plan.num_micro_batches,
+            f"at least pp = {plan.pp}: 1F1B gives each stage a micro-batch to start with",
+            _CORRECT,
+        )
 
 
 def _check_stages(plan: Plan) -> None:

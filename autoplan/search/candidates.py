@@ -19,7 +19,7 @@ __all__ = ["candidates", "divisors"]
 def candidates(job: Job, cluster: Cluster, units: int, pins: Pins) -> list[Degrees]:
     """All of them in a fixed order.
 
-    tp stays inside a node and pp is at most the number of ``units``; zero is 0 exactly where fsdp is 1.
+    tp stays inside a node, pp is at most the number of ``units`` and of micro-batches; zero is 0 exactly where fsdp is 1.
     Raises InputError if the global batch cannot be cut among the data ranks, naming the nearest that
     can, and PlanError if the pins leave nothing.
     """
@@ -35,9 +35,10 @@ def candidates(job: Job, cluster: Cluster, units: int, pins: Pins) -> list[Degre
         for pp, dp, fsdp, tp in meshes
         for micro_batch in _micro_batches(job.global_batch, dp * fsdp, pins)
         for zero in _zeros(fsdp, pins)
+        if pp <= job.global_batch // (dp * fsdp * micro_batch)  # torch's 1F1B wants a micro-batch for each stage
     ]
     if not found:
-        _refuse_batch(job, [dp * fsdp * (pins.micro_batch or 1) for _, dp, fsdp, _ in meshes], pins)
+        _refuse_batch(job, [pp * dp * fsdp * (pins.micro_batch or 1) for pp, dp, fsdp, _ in meshes], pins)
     return sorted(found)
 
 
@@ -88,6 +89,6 @@ def _refuse_batch(job: Job, multiples: list[int], pins: Pins) -> None:
     raise InputError(
         "--global-batch",
         batch,
-        f"a multiple of {min(multiples)}, so that every data rank has equal micro-batches{micro}",
+        f"a multiple of {min(multiples)}, so that every data rank has equal micro-batches, one a stage at least{micro}",
         f"use {' or '.join(map(str, below + above))}",
     )
