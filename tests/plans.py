@@ -47,7 +47,8 @@ _choices = st.dictionaries(
 @st.composite
 def plans(draw: st.DrawFn) -> Plan:
     """Any plan that ``validate_plan`` accepts."""
-    pp, dp, tp, micro_batch, num_micro_batches = (draw(st.integers(1, 4)) for _ in range(5))
+    pp, dp, tp, micro_batch = (draw(st.integers(1, 4)) for _ in range(4))
+    num_micro_batches = pp + draw(st.integers(0, 4))
     fsdp = draw(st.sampled_from([1, 2, 8]))
     units = draw(st.lists(_names, min_size=pp, max_size=pp + 6, unique=True))
     cuts = sorted(draw(st.permutations(range(1, len(units))))[: pp - 1])
