@@ -288,3 +288,10 @@ def test_a_stream_has_no_floor_but_a_collective_has() -> None:
     stream, collective = (TimeCurve([1e3, 1e6], [1e-6, 1e-3], floor=floor) for floor in (False, True))
     assert stream(10.0) == pytest.approx(1e-8)
     assert collective(10.0) == pytest.approx(1e-6)
+
+
+def test_noise_out_of_order_is_averaged_not_carried_upwards() -> None:
+    curve = TimeCurve([1e3, 1e4, 1e5], [4e-4, 1e-4, 1e-2], floor=True)
+    assert curve(1e3) == pytest.approx(2e-4)
+    assert curve(1e4) == pytest.approx(2e-4)
+    assert curve(1e5) == pytest.approx(1e-2)

@@ -16,14 +16,14 @@ __all__ = ["LogGrid", "TimeCurve", "as_given", "greater", "least"]
 class TimeCurve:
     """Seconds as a function of bytes, linear in (log bytes, log seconds) between the points.
 
-    Never decreasing, whatever was measured: a larger message is at least as slow as every smaller
-    one. Beyond the last point the last rate holds. Below the first, either the first time (a
+    Never decreasing, whatever was measured: points out of order are noise and take their geometric
+    mean. Beyond the last point the last rate holds. Below the first, either the first time (a
     collective has a floor) or the first rate (``floor=False``, a stream through memory).
     """
 
     def __init__(self, nbytes: Sequence[float], times_s: Sequence[float], *, floor: bool) -> None:
         self._log_bytes = np.log(np.asarray(nbytes, dtype=float))
-        self._log_times = np.maximum.accumulate(np.log(np.asarray(times_s, dtype=float)))
+        self._log_times = _never_decreasing(np.log(np.asarray(times_s, dtype=float)))
         self._floor = floor
 
     def __call__(self, nbytes: Any) -> Any:
@@ -77,6 +77,17 @@ class LogGrid:
                 share = share * (w if c else 1 - w)
             total = total + share * self._values[index]
         return np.exp(total)
+
+
+def _never_decreasing(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The closest never decreasing values, by least squares (pool adjacent violators; Ayer et al., 1955)."""
+    pools: list[tuple[float, int]] = []
+    for value in values.tolist():
+        pools.append((value, 1))
+        while len(pools) > 1 and pools[-2][0] > pools[-1][0]:
+            (last, many), (previous, more) = pools.pop(), pools.pop()
+            pools.append(((last * many + previous * more) / (many + more), many + more))
+    return np.repeat([mean for mean, _ in pools], [count for _, count in pools])
 
 
 def least(a: Any, b: Any) -> Any:
