@@ -35,7 +35,8 @@ def candidates(job: Job, cluster: Cluster, units: int, pins: Pins) -> list[Degre
         for pp, dp, fsdp, tp in meshes
         for micro_batch in _micro_batches(job.global_batch, dp * fsdp, pins)
         for zero in _zeros(fsdp, pins)
-        if pp <= job.global_batch // (dp * fsdp * micro_batch)  # torch's 1F1B wants a micro-batch for each stage
+        if pp
+        <= job.global_batch // (dp * fsdp * micro_batch)  # torch's 1F1B wants a micro-batch for each stage
     ]
     if not found:
         _refuse_batch(job, [pp * dp * fsdp * (pins.micro_batch or 1) for pp, dp, fsdp, _ in meshes], pins)

@@ -6,32 +6,32 @@ stages, m micro-batches, w_s = min(m, p - s) of them in flight on stage s, and c
     n[g,s]  how many units of run g stage s runs;  r[g,s] ≤ n[g,s] how many of them it recomputes
     d[g,s]  1 if run g ends by the end of stage s;  q[g,s] 1 if stage s recomputes any of run g
     F_s, B_s    seconds of a micro-batch's passes, what is not hidden of its state traffic included
-    T_s         seconds after the last backward: gradients reduced, optimizer
+    L_s         seconds of the last backward, with what follows it: gradients reduced, optimizer
     A_s, R_s    seconds before the first forward; a round trip from s through the later stages
-    D_s         seconds from the last backward of s to the end of the step
+    G_s         seconds from the start of the last backward of s to the end of the step
 
     minimise   z
-    such that  z ≥ A_s + m (F_s + B_s) + D_s                      all the work of s          _bound_step
-               z ≥ A_s + F_s + R_s + m B_s + (m - w_s) F_s + D_s  w_s forwards, then wait    _bound_step
-               z ≥ A_s + ⌈m / w_s⌉ (F_s + R_s + B_s) + D_s        rounds of w_s in flight    _bound_step
-               A_0 ≥ head_0, A_s ≥ head_s, A_s ≥ A_{s-1} + F_{s-1} + c                       _chain
-               D_0 ≥ T_0,    D_s ≥ T_s,    D_s ≥ D_{s-1} + B_{s-1} + c                       _chain
-               R_s ≥ R_{s+1} + F_{s+1} + B_{s+1} + 2c                                        _chain
-               F_s, B_s, T_s, head_s ≥ compute + the two pieces of what is exposed           _passes
-               Σ_s n[g,s] = count[g],  Σ_g n[g,s] ≥ 1,  runs in order                        _place
-               memory_s ≤ limit                                                             _remember
+    such that  z ≥ A_s + m F_s + (m - 1) B_s + G_s                       all the work of s          _bound_step
+               z ≥ A_s + F_s + R_s + (m - w_s) F_s + (m - 1) B_s + G_s   w_s forwards, then wait    _bound_step
+               z ≥ A_s + (b + 1) R_s + (m - b (w_s - 1)) (F_s + B_s) - B_s + G_s  b more round trips _bound_step
+               A_0 ≥ head_0, A_s ≥ head_s, A_s ≥ A_{s-1} + F_{s-1} + c                              _chain
+               G_s ≥ L_s,    G_s ≥ B_s + c + G_{s-1}                                                _chain
+               R_s ≥ R_{s+1} + F_{s+1} + B_{s+1} + 2c                                               _chain
+               F_s, B_s, L_s, head_s ≥ compute + the two pieces of what is exposed                  _passes
+               Σ_s n[g,s] = count[g],  Σ_g n[g,s] ≥ 1,  runs in order                               _place
+               memory_s ≤ limit                                                                     _remember
 
 z is never above the simulated step. Each right-hand side is the length of a path through the events
 of ``cost.pipeline``: stage s cannot start before its first input has come through the stages before
 it, and its last gradient must still go back through them; it does all its own work; under 1F1B its
-first backward waits for a round trip, by when it has run w_s forwards and no more; and micro-batch
-i + w_s enters it only after micro-batch i has come back. What is exposed of communication t beside
+first backward waits for a round trip, by when it has run w_s forwards and no more. After B(i) it runs
+F(i + w_s), and then either B(i + 1), or, once that micro-batch has made its round trip, B(i + w_s): b
+counts those, which is worth the most at 1 or at its largest, ⌊(m - 1) / w_s⌋. What is exposed of communication t beside
 compute u is max((1 - overlap) t, t - u), so both pieces bound it.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -169,7 +169,7 @@ class _Program:
         self.model.add_linear_constraint(total <= room)
 
     def _passes(self, stage: int) -> tuple[Any, Any, Any, Any]:
-        """Variables F, B, head and T of the stage."""
+        """Variables F, B, head and L of the stage."""
         q = self.question
 
         def total(of_unit: Callable[[Run], float], of_rerun: Callable[[Run], float] | None = None) -> Any:
@@ -191,48 +191,50 @@ class _Program:
 
         forward_window = total(lambda run: run.cost.times.forward_s)
         backward_window = total(lambda run: run.cost.times.backward_s, lambda run: run.cost.times.forward_s)
+        backward = total(_backward_s, _forward_s)
+        last = backward + total(lambda run: run.optimizer_s)
         return (
             at_least(total(_forward_s), lambda run: run.traffic.forward_s, forward_window),
-            at_least(total(_backward_s, _forward_s), lambda run: run.traffic.backward_s, backward_window),
+            at_least(backward, lambda run: run.traffic.backward_s, backward_window),
             at_least(0.0, lambda run: run.traffic.head_s, forward_window),
-            at_least(total(lambda run: run.optimizer_s), _reduced_s, backward_window),
+            at_least(last, _last_s, backward_window),
         )
 
     def _bound_step(self, passes: Sequence[tuple[Any, Any, Any, Any]]) -> None:
         """Minimise z, which no path through the schedule exceeds."""
         m, p = self.question.micro_batches, self.question.stages
-        arrive, drain, trip = self._chain(passes)
+        arrive, finish, trip = self._chain(passes)
         z = self.model.add_variable(lb=0.0)
         for s, (forward, backward, _, _) in enumerate(passes):
             w = in_flight(s, p, m)
-            ends = arrive[s] + drain[s]
-            work = [m * (forward + backward)]
+            ends = arrive[s] + finish[s]
+            work = [m * forward + (m - 1) * backward]
             if s + 1 < p:
-                work.append(forward + trip[s] + m * backward + (m - w) * forward)
-                work.append(math.ceil(m / w) * (forward + trip[s] + backward))
+                work.append(forward + trip[s] + (m - w) * forward + (m - 1) * backward)
+                for b in sorted({1, (m - 1) // w} if m > w else ()):
+                    work.append((b + 1) * trip[s] + (m - b * (w - 1)) * (forward + backward) - backward)
             for path in work:
                 self.model.add_linear_constraint(z >= ends + path)
         self.model.minimize(z)
 
     def _chain(self, passes: Sequence[tuple[Any, Any, Any, Any]]) -> tuple[list[Any], list[Any], list[Any]]:
-        """Variables A and D and expressions R of every stage."""
+        """Variables A, G and R of every stage."""
         send = self.question.send_s / self.unit_s
-        arrive, drain = [], []
-        for s, (_, _, head, tail) in enumerate(passes):
+        arrive, finish = [], []
+        for s, (_, backward, head, last) in enumerate(passes):
             arrive.append(self.model.add_variable(lb=0.0))
-            drain.append(self.model.add_variable(lb=0.0))
+            finish.append(self.model.add_variable(lb=0.0))
             self.model.add_linear_constraint(arrive[s] >= head)
-            self.model.add_linear_constraint(drain[s] >= tail)
+            self.model.add_linear_constraint(finish[s] >= last)
             if s:
-                forward, backward = passes[s - 1][:2]
-                self.model.add_linear_constraint(arrive[s] >= arrive[s - 1] + forward + send)
-                self.model.add_linear_constraint(drain[s] >= drain[s - 1] + backward + send)
+                self.model.add_linear_constraint(arrive[s] >= arrive[s - 1] + passes[s - 1][0] + send)
+                self.model.add_linear_constraint(finish[s] >= backward + send + finish[s - 1])
         trip: list[Any] = [0.0]
         for forward, backward, _, _ in reversed(passes[1:]):
             following = self.model.add_variable(lb=0.0)
             self.model.add_linear_constraint(following >= trip[0] + forward + backward + 2 * send)
             trip.insert(0, following)
-        return arrive, drain, trip
+        return arrive, finish, trip
 
 
 def _forward_s(run: Run) -> float:
@@ -243,8 +245,9 @@ def _backward_s(run: Run) -> float:
     return run.cost.times.backward_s + run.cost.times.backward_comm_s
 
 
-def _reduced_s(run: Run) -> float:
-    return run.traffic.tail_fsdp_s + run.traffic.tail_dp_s
+def _last_s(run: Run) -> float:
+    """What travels beside the last backward."""
+    return run.traffic.backward_s + run.traffic.tail_fsdp_s + run.traffic.tail_dp_s
 
 
 def largest_bytes(question: StagingQuestion, stage: int) -> float:

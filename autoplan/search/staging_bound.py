@@ -3,9 +3,10 @@
 Most models are such a chain. Stage s with n of the N equal units recomputes no more of them than its
 memory demands, so its passes F_s(n) and B_s(n) are known, and so is the least z at which it can hold n:
 
-    m (F_s + B_s)(n) + u·(units before it) + what is fixed before it ≤ z      all its work, and the way to it
-    m (F_s + B_s)(n) + T_s(n) ≤ z                                             all its work, and its tail
-    C + (m - 1) B_s(n) + (m - w_s) F_s(n) ≤ z                                 waiting for a round trip
+    m (F_s + B_s)(n) + u·(units before it) + what is fixed before it ≤ z    all its work, and the way to it
+    m F_s(n) + (m - 1) B_s(n) + L_s(n) ≤ z                                  all its work, and what follows
+    C + (m - 1) B_s(n) + (m - w_s) F_s(n) ≤ z                               waiting for a round trip
+    (b + 1) C + (m - 1 - b p) (F_0 + B_0)(n) ≤ z                            waiting for b + 1 of them
 
 (u: the least that a unit adds to a micro-batch; C: the least of the whole chain; see ``stages`` for the
 paths.) Each left side grows with n, so z gives each stage a cap, from the last stage to the first, and
@@ -82,14 +83,16 @@ class _Stage:
         fixed += [chain.after] if s == q.stages - 1 and chain.after else []
         n = np.arange(chain.units.count + 1, dtype=float)
         r = _recomputed(q, chain.units, fixed, n, s)
-        forward, backward, head, tail = _passes(q, chain.units, fixed, n, r)
+        forward, backward, head, last = _passes(q, chain.units, fixed, n, r)
         m, w = q.micro_batches, in_flight(s, q.stages, q.micro_batches)
         way = 2 * s * q.send_s + (_least_s(q, chain.before) if s and chain.before else 0.0)
         trips = _chain_s(q) + 2 * (q.stages - 1) * q.send_s
-        free = np.maximum(m * (forward + backward) + tail, trips + (m - 1) * backward + (m - w) * forward)
+        own = m * forward + (m - 1) * backward + last + (head if s == 0 else 0.0)
+        free = np.maximum(own, trips + (m - 1) * backward + (m - w) * forward)
         free = np.maximum(free, m * (forward + backward) + way)
-        if s == 0:
-            free = np.maximum(free, head + m * (forward + backward) + tail)
+        if s == 0 and m > q.stages > 1:
+            for b in (1, (m - 1) // q.stages):
+                free = np.maximum(free, (b + 1) * trips + (m - 1 - b * q.stages) * (forward + backward))
         work = m * (forward + backward) + way - _least_s(q, chain.units) * n
         return cls(list(np.where(np.isnan(r), np.inf, free)), list(np.where(np.isnan(r), np.inf, work)))
 
@@ -125,7 +128,7 @@ def _recomputed(q: StagingQuestion, unit: Run, fixed: Sequence[Run], n: Any, s: 
 
 
 def _passes(q: StagingQuestion, unit: Run, fixed: Sequence[Run], n: Any, r: Any) -> tuple[Any, Any, Any, Any]:
-    """F, B, head and T of a stage for each n."""
+    """F, B, head and L of a stage for each n."""
     t, traffic = unit.cost.times, unit.traffic
     forward, backward, optimizer = n * t.forward_s, n * t.backward_s, n * unit.optimizer_s
     comm_f, comm_b = n * t.forward_comm_s, n * t.backward_comm_s + r * t.forward_comm_s
@@ -145,7 +148,7 @@ def _passes(q: StagingQuestion, unit: Run, fixed: Sequence[Run], n: Any, r: Any)
         forward + comm_f + exposed(sums[0], forward),
         window + comm_b + exposed(sums[1], window),
         exposed(sums[2], forward),
-        optimizer + exposed(sums[3], window),
+        window + comm_b + optimizer + exposed(sums[1] + sums[3], window),
     )
 
 
