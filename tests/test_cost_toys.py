@@ -30,7 +30,11 @@ def toy_strategies(block: Block, op: Op, degree: int) -> tuple[Strategy, ...]:
     if op.target == "embedding":
         return whole, Strategy("cut h", (R, shard(1)), shard(2), share=True)
     cuts = tuple(Strategy(f"cut d{d}", (shard(d),) * len(op.inputs), shard(d), share=True) for d in (1, 2))
-    return (whole, *cuts, Strategy("P", (P,) * len(op.inputs), P, share=False)) if op.target == "add" else (whole, *cuts)
+    return (
+        (whole, *cuts, Strategy("P", (P,) * len(op.inputs), P, share=False))
+        if op.target == "add"
+        else (whole, *cuts)
+    )
 
 
 def toy_layouts(block: Block, name: str, degree: int) -> tuple[Layout, ...]:
@@ -48,7 +52,9 @@ class BlockMaker:
         self.ops: list[Op] = []
         self.parameters: dict[str, str] = {}
 
-    def value(self, name: str, shape: tuple[int, ...], origin: Origin, dtype: str = "bfloat16", grows: bool = True) -> str:
+    def value(
+        self, name: str, shape: tuple[int, ...], origin: Origin, dtype: str = "bfloat16", grows: bool = True
+    ) -> str:
         size = {"bfloat16": 2, "float32": 4, "int64": 8}[dtype]
         self.values[name] = Value(name, shape, dtype, size, grows, origin)
         if origin is Origin.PARAMETER:
@@ -65,19 +71,45 @@ class BlockMaker:
 
     def pointwise(self, name: str, target: str, *inputs: str) -> str:
         y = self.value(name, self.values[inputs[0]].shape, Origin.OP)
-        self.add(name, target, OpKind.MEMORY, inputs, y, saved=(Saved(inputs[0], self.values[inputs[0]].nbytes),))
+        self.add(
+            name, target, OpKind.MEMORY, inputs, y, saved=(Saved(inputs[0], self.values[inputs[0]].nbytes),)
+        )
         return y
 
-    def add(self, name: str, target: str, kind: OpKind, inputs: tuple[str, ...], output: str, gemm: Gemm | None = None, saved: tuple[Saved, ...] = ()) -> None:
+    def add(
+        self,
+        name: str,
+        target: str,
+        kind: OpKind,
+        inputs: tuple[str, ...],
+        output: str,
+        gemm: Gemm | None = None,
+        saved: tuple[Saved, ...] = (),
+    ) -> None:
         moved = sum(self.values[v].nbytes for v in (*inputs, output))
         flops = gemm.flops if gemm else 0
         self.ops.append(
-            Op(name, target, self.path, kind, inputs, output, flops, 2 * flops, moved, 2 * moved, gemm, saved=saved)
+            Op(
+                name,
+                target,
+                self.path,
+                kind,
+                inputs,
+                output,
+                flops,
+                2 * flops,
+                moved,
+                2 * moved,
+                gemm,
+                saved=saved,
+            )
         )
 
     def done(self, inputs: tuple[str, ...], outputs: tuple[str, ...]) -> Block:
         nothing: Any = None
-        return Block(self.kind, self.path, tuple(self.ops), self.values, inputs, outputs, self.parameters, {}, nothing)
+        return Block(
+            self.kind, self.path, tuple(self.ops), self.values, inputs, outputs, self.parameters, {}, nothing
+        )
 
 
 def toy_layer(batch: int, seq: int, hidden: int, kind: str = "layer") -> Block:
@@ -89,7 +121,14 @@ def toy_layer(batch: int, seq: int, hidden: int, kind: str = "layer") -> Block:
     return make.done(("x",), (y,))
 
 
-def toy_graph(batch: int = 1, layers: int = 6, seq: int = 512, hidden: int = 1024, tied: bool = False, vocabulary: int = 4096) -> ModelGraph:
+def toy_graph(
+    batch: int = 1,
+    layers: int = 6,
+    seq: int = 512,
+    hidden: int = 1024,
+    tied: bool = False,
+    vocabulary: int = 4096,
+) -> ModelGraph:
     """Tokens → embedding → ``layers`` equal layers → head → loss, for ``batch`` samples."""
     first = BlockMaker("prologue", "")
     ids = first.value("ids", (batch, seq), Origin.INPUT, "int64", grows=False)
@@ -100,7 +139,9 @@ def toy_graph(batch: int = 1, layers: int = 6, seq: int = 512, hidden: int = 102
     x = last.value("x", (batch, seq, hidden), Origin.INPUT)
     logits = last.linear("logits", x, vocabulary)
     loss = last.value("loss", (), Origin.OP, "float32")
-    last.add("loss", "loss", OpKind.MEMORY, (logits,), loss, saved=(Saved(logits, 2 * last.values[logits].nbytes),))
+    last.add(
+        "loss", "loss", OpKind.MEMORY, (logits,), loss, saved=(Saved(logits, 2 * last.values[logits].nbytes),)
+    )
     kinds = {
         "prologue": first.done(("ids",), ("embedded",)),
         "layer": toy_layer(batch, seq, hidden),
@@ -110,7 +151,7 @@ def toy_graph(batch: int = 1, layers: int = 6, seq: int = 512, hidden: int = 102
     for i in range(layers):
         units.append(Unit(f"layers.{i}", "layer", f"layers.{i}", (f"h{i}",), (f"h{i + 1}",)))
     units.append(Unit("epilogue", "epilogue", "", (f"h{layers}",), ("loss",)))
-    shared = (((("prologue", "w_table"), ("epilogue", "w_logits")),) if tied else ())
+    shared = ((("prologue", "w_table"), ("epilogue", "w_logits")),) if tied else ()
     return ModelGraph("toy", "f00d", batch, kinds, tuple(units), first.done((), ()), "loss", None, shared, {})
 
 

@@ -27,7 +27,12 @@ def problems(draw: st.DrawFn) -> LayoutProblem:
     for index in range(draw(st.integers(1, 5))):
         reads = draw(st.lists(st.integers(0, index - 1), max_size=2)) if index else []
         options = tuple(
-            Option(str(o), draw(PRICES), draw(st.sampled_from(LAYOUTS)), tuple(draw(st.sampled_from(LAYOUTS)) for _ in reads))
+            Option(
+                str(o),
+                draw(PRICES),
+                draw(st.sampled_from(LAYOUTS)),
+                tuple(draw(st.sampled_from(LAYOUTS)) for _ in reads),
+            )
             for o in range(draw(st.integers(1, 3)))
         )
         for position, maker in enumerate(reads):

@@ -28,7 +28,9 @@ def graph_for(micro_batch: int, layers: int, tied: bool) -> ModelGraph:
     return GRAPHS[key]
 
 
-def make_space(layers: int, memory: float, tied: bool, precision: Precision, pins: Pins, batch: int = 16) -> Space:
+def make_space(
+    layers: int, memory: float, tied: bool, precision: Precision, pins: Pins, batch: int = 16
+) -> Space:
     cluster = toy_cluster(nodes=2, node_size=4, memory=memory)
     job = Job(global_batch=batch, tokens_per_sample=2048, precision=precision)
     return Space(lambda b: graph_for(b, layers, tied), job, cluster, pins, toy_strategies, toy_layouts)
@@ -108,7 +110,13 @@ def test_a_chain_of_several_kinds_is_cut_in_order() -> None:
     graph = toy_graph(1, 6)
     kinds = {**graph.kinds, "other": graph.kinds["layer"]}
     units = tuple(
-        type(u)(u.name, "other" if u.name in ("layers.3", "layers.4", "layers.5") else u.kind, u.path, u.arguments, u.results)
+        type(u)(
+            u.name,
+            "other" if u.name in ("layers.3", "layers.4", "layers.5") else u.kind,
+            u.path,
+            u.arguments,
+            u.results,
+        )
         for u in graph.units
     )
     mixed = type(graph)("mixed", "", 1, kinds, units, graph.free, graph.loss, None, (), {})
@@ -123,5 +131,9 @@ def test_a_chain_of_several_kinds_is_cut_in_order() -> None:
     assert all(a[1] == b[0] and a[0] < a[1] for a, b in itertools.pairwise(ranges))
     price = space.candidate(degrees, choice, staging.stages).estimate.step_time_s
     assert staging.bound_s <= price * (1 + 1e-4)
-    best = min(space.candidate(degrees, choice, s).estimate.step_time_s for s in stagings(space, degrees) if not any(x.recompute for x in s))
+    best = min(
+        space.candidate(degrees, choice, s).estimate.step_time_s
+        for s in stagings(space, degrees)
+        if not any(x.recompute for x in s)
+    )
     assert price == pytest.approx(best, rel=0.03)

@@ -24,7 +24,6 @@ from enum import IntEnum
 from typing import TYPE_CHECKING
 
 from autoplan.cost.degrees import Degrees
-from autoplan.search.layout_choice import LayoutChoice
 from autoplan.search.result import Candidate
 from autoplan.search.space import Space
 
@@ -34,6 +33,7 @@ if TYPE_CHECKING:
 __all__ = ["BranchAndBound", "mesh_of"]
 
 Progress = Callable[[str], object]
+_EXTRA = 400  # looks at candidates, after the proof, to find runners-up
 
 
 class _Level(IntEnum):
@@ -85,7 +85,10 @@ class BranchAndBound:
     def run(self) -> None:
         """Search until the gap is closed, the queue is empty, or time runs out."""
         for degrees in self.space.candidates:
-            self._push(self.space.first_bound_s(degrees), _Level.ROUGH, degrees)
+            bound_s = self.space.first_bound_s(degrees)
+            if bound_s < math.inf:
+                self._queue.append(_Entry(bound_s, -_Level.ROUGH, degrees))
+        heapq.heapify(self._queue)
         while self._queue and self._queue[0].bound_s < self._best_s * (1 - self.gap):
             if self.found and time.monotonic() > self.stop_at:
                 break
@@ -94,39 +97,49 @@ class BranchAndBound:
         self._close()
 
     def more(self, wanted: int) -> None:
-        """Price what is cheap to price until plans with ``wanted`` distinct degrees are known."""
-        ready = sorted(entry for entry in self._queue if entry.level is _Level.LAYOUT)
+        """Price what needs no new trace until plans with ``wanted`` distinct degrees are known."""
+        queue = list(self._queue)
         seen = {mesh_of(candidate.plan) for candidate in self.found}
-        for entry in ready:
-            if len(seen) >= wanted or time.monotonic() > self.stop_at:
+        for _ in range(_EXTRA):
+            if not queue or len(seen) >= wanted or time.monotonic() > self.stop_at:
                 break
-            if mesh_of(entry.degrees) not in seen:
-                self._price(entry, self.space.choices(entry.degrees)[entry.choice])
+            entry = heapq.heappop(queue)
+            if mesh_of(entry.degrees) in seen:
+                continue
+            if entry.level is _Level.LAYOUT:
+                self._price(entry)
                 seen |= {mesh_of(candidate.plan) for candidate in self.found}
+            elif entry.level is _Level.ROUGH or self.space.traced(entry.degrees.micro_batch):
+                for closer in self._closer(entry):
+                    heapq.heappush(queue, closer)
         self._close()
 
     def _close(self) -> None:
         self.found.sort(key=lambda c: (c.estimate.step_time_s, Degrees.of(c.plan), c.plan.boundary))
         self.pruned = len(self.space.candidates) - len(self._priced)
 
-    def _push(self, bound_s: float, level: _Level, degrees: Degrees, choice: int = 0) -> None:
-        if bound_s < math.inf:
-            heapq.heappush(self._queue, _Entry(bound_s, -level, degrees, choice))
-
     def _step(self) -> None:
         entry = heapq.heappop(self._queue)
-        degrees = entry.degrees
-        if entry.level is _Level.ROUGH:
-            bound_s = max(entry.bound_s, self.space.optimistic_bound_s(degrees))
-            self._push(bound_s, _Level.CHAIN, degrees)
-        elif entry.level is _Level.CHAIN:
-            for index, choice in enumerate(self.space.choices(degrees)):
-                bound_s = max(entry.bound_s, self.space.choice_bound_s(degrees, choice))
-                self._push(bound_s, _Level.LAYOUT, degrees, index)
-        else:
-            self._price(entry, self.space.choices(degrees)[entry.choice])
+        if entry.level is _Level.LAYOUT:
+            self._price(entry)
+        for closer in self._closer(entry):
+            heapq.heappush(self._queue, closer)
 
-    def _price(self, entry: _Entry, choice: LayoutChoice) -> None:
+    def _closer(self, entry: _Entry) -> list[_Entry]:
+        """What becomes of a candidate that is looked at one level more closely."""
+        degrees, space = entry.degrees, self.space
+        closer: list[_Entry] = []
+        if entry.level is _Level.ROUGH:
+            bound_s = max(entry.bound_s, space.optimistic_bound_s(degrees))
+            closer.append(_Entry(bound_s, -_Level.CHAIN, degrees))
+        elif entry.level is _Level.CHAIN:
+            for index, choice in enumerate(space.choices(degrees)):
+                bound_s = max(entry.bound_s, space.choice_bound_s(degrees, choice))
+                closer.append(_Entry(bound_s, -_Level.LAYOUT, degrees, index))
+        return [found for found in closer if found.bound_s < math.inf]
+
+    def _price(self, entry: _Entry) -> None:
+        choice = self.space.choices(entry.degrees)[entry.choice]
         staging = self.space.solve(entry.degrees, choice)
         if staging is None:
             return

@@ -37,7 +37,11 @@ def explain(space: Space, pin: Mapping[str, Any]) -> tuple[str, tuple[Cure, ...]
         f"the most frugal plan of {space.chain.name}{held} on {space.cluster.world_size} ranks needs "
         f"{bytes_binary(needed)} on the worst of them, and {device.name} has {bytes_binary(device.usable_bytes)}"
     )
-    return conflict, tuple(_cures(space, pin))
+    cures = tuple(_cures(space, pin))
+    if not cures:
+        text = f"use devices with at least {bytes_binary(needed)} of memory"
+        cures = (Cure("--cluster", bytes_binary(needed), text),)
+    return conflict, cures
 
 
 def _written(pin: Mapping[str, Any]) -> str:
@@ -45,12 +49,17 @@ def _written(pin: Mapping[str, Any]) -> str:
 
 
 def _cures(space: Space, pin: Mapping[str, Any]) -> Iterator[Cure]:
+    released = False
     for name in pin:
         freed = {key: value for key, value in pin.items() if key != name}
         if fitting := _fitting(_changed(space, space.cluster, freed)):
             value = str(getattr(fitting.plan, name))
             option = f"--{name.replace('_', '-')}"
             yield Cure(option, value, f"leave {option} to the search: {name}={value} fits")
+            released = True
+    if len(pin) > 1 and not released and (fitting := _fitting(_changed(space, space.cluster, {}))):
+        options = " ".join(f"--{name.replace('_', '-')}" for name in pin)
+        yield Cure(options, "", f"leave {options} to the search: {_summary(fitting)} fits")
     multiple = 2
     while multiple <= _LARGEST:
         nodes = space.cluster.nodes * multiple

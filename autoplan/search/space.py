@@ -75,6 +75,10 @@ class Space:
             self._graphs[micro_batch] = self._graph_at(micro_batch)
         return self._graphs[micro_batch]
 
+    def traced(self, micro_batch: int) -> bool:
+        """True if ``graph`` has the answer at hand."""
+        return micro_batch in self._graphs
+
     def choices(self, degrees: Degrees) -> tuple[LayoutChoice, ...]:
         """The layouts to choose from for these degrees; solved once for a micro-batch size and tp."""
         key = degrees.micro_batch, degrees.tp
