@@ -27,15 +27,14 @@ from autoplan.graph.strategy import Strategy
 from autoplan.rewrite.kernels import KERNELS
 from autoplan.rewrite.move import convert
 
-__all__ = ["LocalBlock", "choose", "localise", "to_local"]
+__all__ = ["LocalBlock", "choose", "local_call", "localise", "to_local"]
 
 _aten = torch.ops.aten
-_SIZED = {
-    _aten.view.default: 1,
-    _aten.reshape.default: 1,
-    _aten._unsafe_view.default: 1,
-    _aten.expand.default: 1,
-}
+# Whose result's shape is written in the call, or follows from which dims of the whole tensor have size 1.
+_SIZED = {_aten.view.default, _aten.reshape.default, _aten._unsafe_view.default, _aten.expand.default,
+          _aten.unflatten.int, _aten.squeeze.default, _aten.squeeze.dim, _aten.squeeze.dims}  # fmt: skip
+_SECTIONS = {_aten.split.Tensor, _aten.split_with_sizes.default, _aten.chunk.default}
+_RANGES = {_aten.slice.Tensor, _aten.narrow.default}
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,50 +135,47 @@ class _Localiser:
         strategy = choose(self.local.block, op, self.local.degree, self.local.layouts)
         wanted = iter(strategy.inputs)
         args, kwargs = fx.map_arg((node.args, node.kwargs), lambda n: self._read(n, next(wanted)))
-        target, args, kwargs = self._local_call(node, strategy, args, kwargs)
+        summed = node.name == self.summed_loss
+        target, args, kwargs = local_call(node, strategy, args, kwargs, self.local, summed)
         new = self.graph.create_node("call_function", target, args, kwargs, name=node.name)
         self.env[node] = new
         self.layouts[node] = strategy.output
 
-    def _local_call(self, node: fx.Node, strategy: Strategy, args: Any, kwargs: Any) -> tuple[Any, Any, Any]:
-        summed = node.name == self.summed_loss
-        if strategy.kernel == "vocab_embedding":
-            return (
-                KERNELS[strategy.kernel],
-                (*args[:2], self.local.group, argument(node, 2, "padding_idx", -1)),
-                {},
-            )
-        if strategy.kernel == "vocab_cross_entropy":
-            ignored = argument(node, 4, "ignore_index", -100)
-            return KERNELS[strategy.kernel], (*args[:2], self.local.group, ignored, summed), {}
-        if summed:
-            args, kwargs = (
-                args[:3],
-                {**kwargs, "reduction": 2, "ignore_index": argument(node, 4, "ignore_index", -100)},
-            )
-        if strategy.output.is_shard:
-            return self._resize(node, strategy.output, args, kwargs)
-        return node.target, args, kwargs
 
-    def _resize(self, node: fx.Node, output: Layout, args: Any, kwargs: Any) -> tuple[Any, Any, Any]:
-        """Turn literal sizes into local ones."""
-        value = node.meta["val"]
-        example = value[0] if isinstance(value, tuple | list) else value
-        shape = list(output.local_shape(tuple(example.shape), self.local.degree))
-        if node.target in _SIZED:
-            target = node.target if node.target is _aten.expand.default else _aten.reshape.default
-            return target, (args[0], shape), {}
-        dim = argument(node, 2, "dim", 0)
-        if node.target in (_aten.split.Tensor, _aten.split_with_sizes.default, _aten.chunk.default):
-            dim %= len(shape)
-            if dim == output.dim:
-                return _aten.split.Tensor, (args[0], shape[dim], dim), {}
-        if node.target is _aten.slice.Tensor and int(argument(node, 1, "dim", 0)) % len(shape) == output.dim:
-            return (
-                _aten.alias.default,
-                (args[0],),
-                {},
-            )  # a slice of all of its dim; only such a one can be cut
-        if node.target is _aten.unflatten.int:
-            return _aten.reshape.default, (args[0], shape), {}
-        return node.target, args, kwargs
+def local_call(
+    node: fx.Node, strategy: Strategy, args: Any, kwargs: Any, local: LocalBlock, summed: bool = False
+) -> tuple[Any, Any, Any]:
+    """What one rank calls to do its part of ``node`` by ``strategy``: (function, args, kwargs).
+
+    ``args`` and ``kwargs`` are the node's own with local tensors (or nodes) for its inputs; sizes among
+    them are still global. ``summed``: give the sum of a cross-entropy, not its mean.
+    """
+    if strategy.kernel == "vocab_embedding":
+        padding = argument(node, 2, "padding_idx", -1)
+        return KERNELS[strategy.kernel], (*args[:2], local.group, padding), {}
+    if strategy.kernel == "vocab_cross_entropy":
+        ignored = argument(node, 4, "ignore_index", -100)
+        return KERNELS[strategy.kernel], (*args[:2], local.group, ignored, summed), {}
+    if summed:
+        ignored = argument(node, 4, "ignore_index", -100)
+        args, kwargs = args[:3], {**kwargs, "reduction": 2, "ignore_index": ignored}
+    if strategy.output.is_shard:
+        return _resize(node, strategy.output, args, kwargs, local.degree)
+    return node.target, args, kwargs
+
+
+def _resize(node: fx.Node, output: Layout, args: Any, kwargs: Any, degree: int) -> tuple[Any, Any, Any]:
+    """Turn literal sizes into local ones."""
+    value = node.meta["val"]
+    example = value[0] if isinstance(value, tuple | list) else value
+    shape = list(output.local_shape(tuple(example.shape), degree))
+    if node.target in _SIZED:
+        target = node.target if node.target is _aten.expand.default else _aten.reshape.default
+        return target, (args[0], shape), {}
+    if node.target in _SECTIONS:
+        dim = int(argument(node, 2, "dim", 0)) % len(shape)
+        if dim == output.dim:
+            return _aten.split.Tensor, (args[0], shape[dim], dim), {}
+    if node.target in _RANGES and int(argument(node, 1, "dim", 0)) % len(shape) == output.dim:
+        return _aten.alias.default, (args[0],), {}  # of a dim that is cut, a slice can only take all
+    return node.target, args, kwargs

@@ -17,6 +17,7 @@ _UNARY_LINEAR = (
     _aten.to.dtype_layout, _aten._to_copy.default, _aten.detach.default,
 )  # fmt: skip
 _PRODUCTS = (_aten.mul.Tensor, _aten.div.Tensor, _aten.mul.Scalar, _aten.div.Scalar)
+_TOTALS = (_aten.sum.default, _aten.mean.default)
 _SUMS = (_aten.add.Tensor, _aten.sub.Tensor)
 _NONLINEAR = (
     _aten.pow.Tensor_Scalar, _aten.pow.Tensor_Tensor, _aten.rsqrt.default, _aten.sqrt.default, _aten.exp.default,
@@ -93,11 +94,7 @@ def reduction(node: fx.Node) -> AxisSpec | None:
     """A reduction over some dims. Only a sum can be cut along a dim it reduces."""
     shape = shape_of(node.args[0])
     dims = _reduced_dims(node, len(shape))
-    keep = (
-        bool(argument(node, 2, "keepdim", False))
-        if "default" not in str(node.target) or "amax" in str(node.target)
-        else False
-    )
+    keep = node.target not in _TOTALS and bool(argument(node, 2, "keepdim", False))
     axes = tuple((f"d{i}",) if n > 1 else () for i, n in enumerate(shape))
     output = tuple(() if i in dims else axes[i] for i in range(len(shape)) if keep or i not in dims)
     if len(output) != len(shape_of(node)):
@@ -110,7 +107,7 @@ def reduction(node: fx.Node) -> AxisSpec | None:
 
 
 def _reduced_dims(node: fx.Node, rank: int) -> set[int]:
-    if node.target in (_aten.sum.default, _aten.mean.default):
+    if node.target in _TOTALS:
         return set(range(rank))
     dims: Any = argument(node, 1, "dim", None)
     if dims is None or dims == []:

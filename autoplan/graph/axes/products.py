@@ -65,6 +65,8 @@ def matmul(node: fx.Node) -> AxisSpec | None:
 @register(_aten.embedding.default)
 def embedding(node: fx.Node) -> AxisSpec | None:
     """``v h, … -> … h``; cutting v needs a kernel that looks up only the rows a rank has."""
+    if argument(node, 3, "scale_grad_by_freq", False) or argument(node, 4, "sparse", False):
+        return None  # the gradient counts how often a row is read anywhere, or is not a plain tensor
     weight, index = shape_of(node.args[0]), shape_of(node.args[1])
     lead = tuple((f"d{i}",) if n > 1 else () for i, n in enumerate(index))
     sizes = {f"d{i}": n for i, n in enumerate(index) if n > 1} | {"h": weight[1]}
@@ -91,7 +93,8 @@ def attention(node: fx.Node) -> AxisSpec | None:
     sources = tensor_arguments(node)
     shapes = [shape_of(source) for source in sources]
     q, k, v = shapes[:3]
-    grouped = q[-3:-2] != k[-3:-2]
+    if shape_of(node)[:-2] != q[:-2]:
+        return None
     lead = tuple((f"d{i}",) if n > 1 else () for i, n in enumerate(q[:-2]))
     sizes = {f"d{i}": n for i, n in enumerate(q[:-2]) if n > 1} | {
         "q": q[-2],
@@ -99,9 +102,9 @@ def attention(node: fx.Node) -> AxisSpec | None:
         "d": q[-1],
         "e": v[-1],
     }
-    fixed = {"q", "k", "d", "e"}
-    if grouped:
-        fixed.add(f"d{len(q) - 3}")
+    # keys shared by several heads or samples cannot be cut along with their queries
+    shared = {f"d{i}" for i in range(len(lead)) if not q[i] == k[i] == v[i]}
+    fixed = {"q", "k", "d", "e"} | shared
     inputs: list[Dims] = [(*lead, ("q",), ("d",)), (*lead, ("k",), ("d",)), (*lead, ("k",), ("e",))]
     for mask in shapes[3:]:
         own = [1] * (len(q) - len(mask)) + list(mask)
