@@ -101,7 +101,8 @@ def _step_parts(
         "dp_comm": busiest.tail_dp_s + busiest.tied_s,
         "optimizer": busiest.optimizer_s,
     }
-    parts["bubble"] = max(step_s - sum(parts.values()), 0.0)
+    idle_s = step_s - sum(parts.values())
+    parts["bubble"] = idle_s if idle_s > 1e-9 * step_s else 0.0
     return step_s, parts
 
 
