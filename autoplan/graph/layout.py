@@ -96,7 +96,7 @@ class Layout:
     @classmethod
     def parse(cls, text: str) -> Layout:
         """The inverse of ``str``. Raises PlanError on any other text."""
-        if match := re.fullmatch(r"S\((\d+)(?:/(\d+))?\)", text):
+        if match := re.fullmatch(r"S\((0|[1-9][0-9]*)(?:/([2-9]|[1-9][0-9]+))?\)", text):
             return shard(int(match[1]), int(match[2] or 1))
         for layout in (REPLICATE, REPLICATE_STAR, PARTIAL):
             if text == layout.kind.value:
