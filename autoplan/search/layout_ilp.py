@@ -21,101 +21,82 @@ f and w are continuous: binaries x leave them no choice. The form is Alpa's (Zhe
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
 
 from autoplan.graph.layout import Layout
 from autoplan.search.layout_problem import LayoutProblem, Node, Port
-from autoplan.search.solver import solve
-
-if TYPE_CHECKING:
-    from ortools.math_opt.python import mathopt
+from autoplan.search.sparse_program import SparseProgram, Sum
 
 __all__ = ["solve_layouts"]
 
 _MICROSECONDS = 1e6  # prices are scaled to be near 1
-_Expr = Any
-_ByLayout = dict[Layout, _Expr]
+_ONE = Sum((), 1.0)
+_NONE = Sum(())
+_ByLayout = dict[Layout, Sum]
 
 
 def solve_layouts(problem: LayoutProblem) -> list[int]:
     """The index of the option that each node takes in a cheapest solution; one thread, deterministic."""
-    from ortools.math_opt.python import mathopt
-
-    model = mathopt.Model(name="layouts")
-    x = _choose(model, problem.nodes)
-    prices = [
-        _MICROSECONDS * option.price_s * variable
-        for node, variables in zip(problem.nodes, x, strict=True)
-        for option, variable in zip(node.options, variables, strict=True)
-        if option.price_s
-    ]
+    program = SparseProgram()
+    x = _choose(program, problem.nodes)
     for port in problem.ports:
-        prices += _convert(model, problem.nodes, x, port)
+        _convert(program, problem.nodes, x, port)
     for group in problem.equal:
-        _tie(model, problem.nodes, x, group)
-    model.minimize(mathopt.fast_sum(prices))
-    result = solve(model, gap=0.0)
-    if not result.has_primal_feasible_solution():
-        raise AssertionError(f"replicating everything is always feasible, yet: {result.termination}")
-    values = result.variable_values()
+        _tie(program, problem.nodes, x, group)
+    values = program.solve()
     return [max(range(len(row)), key=lambda s: values[row[s]]) for row in x]
 
 
-def _choose(model: mathopt.Model, nodes: Sequence[Node]) -> list[list[Any]]:
+def _choose(program: SparseProgram, nodes: Sequence[Node]) -> list[list[int]]:
     """One binary for each option of each node, of which one is taken."""
     x = []
     for node in nodes:
-        row = [model.add_binary_variable() for _ in node.options]
-        model.add_linear_constraint(sum(row) == 1)
+        row = [program.variable(binary=True) for _ in node.options]
+        for variable, option in zip(row, node.options, strict=True):
+            program.charge(_MICROSECONDS * option.price_s, Sum((variable,)))
+        program.equal([Sum(tuple(row))], _ONE)
         x.append(row)
     return x
 
 
-def _made(port: Port, nodes: Sequence[Node], x: Sequence[Sequence[Any]]) -> _ByLayout:
+def _made(port: Port, nodes: Sequence[Node], x: Sequence[Sequence[int]]) -> _ByLayout:
     """For each layout in which a value may be made, whether it is."""
     if isinstance(port.maker, Layout):
-        return {port.maker: 1.0}
+        return {port.maker: _ONE}
     return _grouped([option.gives for option in nodes[port.maker].options], x[port.maker])
 
 
-def _grouped(layouts: Sequence[Layout], variables: Sequence[Any]) -> _ByLayout:
-    grouped: dict[Layout, list[Any]] = {}
+def _grouped(layouts: Sequence[Layout], variables: Sequence[int]) -> _ByLayout:
+    grouped: dict[Layout, list[int]] = {}
     for layout, variable in zip(layouts, variables, strict=True):
         grouped.setdefault(layout, []).append(variable)
-    return {layout: row[0] if len(row) == 1 else sum(row) for layout, row in grouped.items()}
+    return {layout: Sum(tuple(row)) for layout, row in grouped.items()}
 
 
-def _convert(
-    model: mathopt.Model, nodes: Sequence[Node], x: Sequence[Sequence[Any]], port: Port
-) -> list[_Expr]:
-    """The prices of a value's conversions, each paid once however many readers want it."""
+def _convert(program: SparseProgram, nodes: Sequence[Node], x: Sequence[Sequence[int]], port: Port) -> None:
+    """Charge for a value's conversions, each once however many readers want it."""
     made = _made(port, nodes, x)
-    wanted = list(
-        dict.fromkeys(
-            (node, tuple(option.wants[position] for option in nodes[node].options))
-            for node, position in port.readers
-        )
+    wanted = dict.fromkeys(
+        (node, tuple(option.wants[position] for option in nodes[node].options))
+        for node, position in port.readers
     )
     readers = [_grouped(layouts, x[node]) for node, layouts in wanted]
     if port.leaves is not None:
-        readers.append({port.leaves: 1.0})
-    flows: dict[tuple[Layout, Layout], list[_Expr]] = {}
+        readers.append({port.leaves: _ONE})
+    flows: dict[tuple[Layout, Layout], list[Sum]] = {}
     for reader in readers:
-        for pair, flow in _flow(model, made, reader).items():
+        for pair, flow in _flow(program, made, reader).items():
             if port.price_s[pair] > 0:
                 flows.setdefault(pair, []).append(flow)
-    prices = []
     for pair, needed in flows.items():
         once = needed[0]
         if len(needed) > 1:
-            once = model.add_variable(lb=0.0)
+            once = Sum((program.variable(binary=False),))
             for flow in needed:
-                model.add_linear_constraint(once >= flow)
-        prices.append(_MICROSECONDS * port.price_s[pair] * once)
-    return prices
+                program.at_least(once, flow)
+        program.charge(_MICROSECONDS * port.price_s[pair], once)
 
 
-def _flow(model: mathopt.Model, made: _ByLayout, wanted: _ByLayout) -> dict[tuple[Layout, Layout], _Expr]:
+def _flow(program: SparseProgram, made: _ByLayout, wanted: _ByLayout) -> dict[tuple[Layout, Layout], Sum]:
     """Whether a value is made in one layout and wanted in the other, for each pair of them."""
     if len(made) == 1:
         source = next(iter(made))
@@ -123,19 +104,19 @@ def _flow(model: mathopt.Model, made: _ByLayout, wanted: _ByLayout) -> dict[tupl
     if len(wanted) == 1:
         target = next(iter(wanted))
         return {(layout, target): gives for layout, gives in made.items()}
-    flow = {(src, dst): model.add_variable(lb=0.0) for src in made for dst in wanted}
+    flow = {(src, dst): Sum((program.variable(binary=False),)) for src in made for dst in wanted}
     for src, gives in made.items():
-        model.add_linear_constraint(sum(flow[src, dst] for dst in wanted) == gives)
+        program.equal([flow[src, dst] for dst in wanted], gives)
     for dst, wants in wanted.items():
-        model.add_linear_constraint(sum(flow[src, dst] for src in made) == wants)
+        program.equal([flow[src, dst] for src in made], wants)
     return flow
 
 
 def _tie(
-    model: mathopt.Model, nodes: Sequence[Node], x: Sequence[Sequence[Any]], group: Sequence[int]
+    program: SparseProgram, nodes: Sequence[Node], x: Sequence[Sequence[int]], group: Sequence[int]
 ) -> None:
     """Parameters that are one tensor are stored in one layout."""
     rows = [_grouped([option.gives for option in nodes[index].options], x[index]) for index in group]
     for layout in dict.fromkeys(layout for row in rows for layout in row):
         for row in rows[1:]:
-            model.add_linear_constraint(row.get(layout, 0.0) == rows[0].get(layout, 0.0))
+            program.equal([row.get(layout, _NONE)], rows[0].get(layout, _NONE))
