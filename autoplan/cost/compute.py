@@ -6,11 +6,15 @@
     memory     bytes touched over the device's bandwidth
     view       as memory: nothing forward, and backward what its gradient copies (a slice's, an expand's)
 
+An op with FLOPs of which the graph knows no product (grouped experts, convolutions) is priced as the
+product whose result has its output's size, and never below its bytes.
+
 Every curve belongs to the device (``hardware``); this module only says which size to ask it for.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -22,19 +26,35 @@ if TYPE_CHECKING:
     from autoplan.graph.strategy import Strategy
     from autoplan.hardware import Cluster
 
-__all__ = ["cut_gemm", "op_times"]
+__all__ = ["cut_gemm", "op_times", "product_of"]
 
 
 def op_times(block: Block, op: Op, strategy: Strategy, degree: int, cluster: Cluster) -> Times:
     """Seconds of ``op`` on one of ``degree`` tp ranks, with what its kernel sends by itself."""
     cut = degree if strategy.share else 1
-    if op.gemm is not None and op.kind is OpKind.GEMM:
-        computed = _gemm_times(block, op, op.gemm, strategy, cut, cluster)
-    elif op.gemm is not None and op.kind is OpKind.ATTENTION:
-        computed = _attention_times(block, op, op.gemm, strategy, cut, cluster)
-    else:
+    gemm = product_of(block, op)
+    if gemm is None:
         computed = _memory_times(op, cut, cluster)
+    elif op.kind is OpKind.ATTENTION:
+        computed = _attention_times(block, op, gemm, strategy, cut, cluster)
+    else:
+        computed = _gemm_times(block, op, gemm, strategy, cut, cluster)
+    if gemm is not None and op.gemm is None:
+        touched = _memory_times(op, cut, cluster)
+        computed = Times(
+            max(computed.forward_s, touched.forward_s), max(computed.backward_s, touched.backward_s)
+        )
     return computed + _internal_times(strategy, degree, cluster)
+
+
+def product_of(block: Block, op: Op) -> Gemm | None:
+    """The product that stands for an op's FLOPs: its own, or one whose result has its output's size."""
+    if op.gemm is not None or not op.flops_forward:
+        return op.gemm
+    shape = block.values[op.output].shape
+    n = shape[-1] if shape else 1
+    m = max(math.prod(shape) // n, 1)
+    return Gemm(1, m, n, max(round(op.flops_forward / (2 * m * n)), 1))
 
 
 def cut_gemm(gemm: Gemm, axis: str | None, cut: int) -> Gemm:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from autoplan.cost.compute import product_of
 from autoplan.cost.times import NO_TIME, Times
 from autoplan.cost.unit import UnitCost
 from autoplan.graph.ir import Block, Op, OpKind
@@ -42,16 +43,15 @@ class _Sizes:
     @classmethod
     def of(cls, block: Block) -> _Sizes:
         def curve(op: Op) -> tuple[OpKind, str, bool]:
-            kind = op.kind if op.gemm is not None else OpKind.MEMORY
-            return kind, block.values[op.output].dtype if op.gemm else "", op.causal
+            kind = OpKind.ATTENTION if op.kind is OpKind.ATTENTION else OpKind.GEMM
+            return kind, block.values[op.output].dtype, op.causal
 
-        ops = sorted(block.ops, key=curve)
-        products = [op for op in ops if op.gemm is not None]
-        memory = [op for op in ops if op.gemm is None]
+        products = sorted((op for op in block.ops if product_of(block, op)), key=curve)
+        memory = [op for op in block.ops if not product_of(block, op)]
         inputs = sum(block.values[name].nbytes for name in block.inputs if block.values[name].requires_grad)
         return cls(
             groups=tuple((key, len(list(group))) for key, group in groupby(products, key=curve)),
-            products=np.array([_dims(op) for op in products], dtype=float).reshape(-1, 4),
+            products=np.array([_dims(block, op) for op in products], dtype=float).reshape(-1, 4),
             backward=np.array(
                 [round(op.flops_backward / op.flops_forward) if op.flops_forward else 0 for op in products]
             ),
@@ -76,9 +76,10 @@ class _Sizes:
         return _Sizes(self.groups, products, self.backward, nbytes, kept)
 
 
-def _dims(op: Op) -> tuple[int, int, int, int]:
-    assert op.gemm is not None
-    return op.gemm.batch, op.gemm.m, op.gemm.n, op.gemm.k
+def _dims(block: Block, op: Op) -> tuple[int, int, int, int]:
+    gemm = product_of(block, op)
+    assert gemm is not None
+    return gemm.batch, gemm.m, gemm.n, gemm.k
 
 
 class Optimist:
