@@ -57,7 +57,7 @@ def main() -> int:
         return error.exit_status
     if not is_first():
         return 0
-    print("\nThe same steps in one process, without autoplan:")
+    print("\nThe same steps in one process, without autoplan:", flush=True)
     alone = train_alone(args, text, parts=1)
     result = {
         "date": str(date.today()),
@@ -148,8 +148,7 @@ def train_under_plan(args: argparse.Namespace, text: Text) -> dict[str, Any]:
 
 
 def train_alone(args: argparse.Namespace, text: Text, parts: int) -> dict[str, Any]:
-    """The loop that a user has before autoplan, on all cores; ``parts`` micro-batches a step."""
-    torch.set_num_threads(os.cpu_count() or 1)
+    """The loop that a user has before autoplan, with as many threads as a rank; ``parts`` micro-batches a step."""
     torch.manual_seed(0)
     model = ByteGPT()
     optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE)
@@ -191,9 +190,12 @@ def show(result: dict[str, Any]) -> None:
     for step in sorted({1, *range(10, len(curves) + 1, 10), len(curves)}):
         a, b = curves[step - 1]
         print(f"{step:6d}   {a:14.6f}   {b:14.6f}   {abs(a - b) / abs(b):19.1e}")
+    threads = result["machine"]["threads_per_rank"]
     print(
-        f"\nseconds a step: {result['step_s']:.3f} under the plan, {result['one_process_step_s']:.3f} in one process"
+        f"\nseconds a step, {threads} thread(s) each: {result['step_s']:.3f} on {result['machine']['ranks']} ranks",
+        end="",
     )
+    print(f", {result['one_process_step_s']:.3f} in one process")
     told(f"first {FIRST_STEPS} steps", result["max_relative_difference_first_10_steps"], BOUND_FIRST)
     told(f"all {len(curves)} steps", result["max_relative_difference"], BOUND_ALL)
     if "control" in result:
@@ -211,10 +213,15 @@ def machine() -> dict[str, Any]:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         model = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")
     return {
-        "cpu": model or platform.processor(), "cores": os.cpu_count(), "system": platform.system(),
-        "ranks": int(os.environ["WORLD_SIZE"]), "python": platform.python_version(),
-        "torch": torch.__version__, "autoplan": autoplan.__version__,
-    }  # fmt: skip
+        "cpu": model or platform.processor(),
+        "cores": os.cpu_count(),
+        "system": platform.system(),
+        "ranks": int(os.environ["WORLD_SIZE"]),
+        "threads_per_rank": torch.get_num_threads(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "autoplan": autoplan.__version__,
+    }
 
 
 if __name__ == "__main__":
