@@ -33,10 +33,12 @@ if TYPE_CHECKING:
 
 __all__ = [
     "ALLOCATOR_SLACK",
+    "HEADROOM",
     "StateRates",
     "fixed_reserve_bytes",
     "in_flight",
     "largest_pair",
+    "limit_bytes",
     "stage_memory",
 ]
 
@@ -47,6 +49,16 @@ runs out of memory is worse than one that is a little slower."""
 _FIXED_BYTES = {"cuda": 2.0e9, "cpu": 0.1e9}
 """Context, library workspaces and communicators, in the middle of 1.5 to 2.5 GB for a GPU; assumed, not
 measured."""
+
+
+HEADROOM = 0.1
+"""Share of a device's usable memory that plans leave free: what is not modelled (fragmentation beyond the
+slack, a longer batch, another process) must not end a run."""
+
+
+def limit_bytes(device: Device) -> float:
+    """Bytes that a plan may use of a device."""
+    return float(device.usable_bytes) * (1 - HEADROOM)
 
 
 def in_flight(stage: int, stages: int, micro_batches: int) -> int:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from autoplan.cost.degrees import Degrees
 from autoplan.cost.estimate import Estimate, StageEstimate
 from autoplan.cost.flops import model_flops
-from autoplan.cost.memory import stage_memory
+from autoplan.cost.memory import limit_bytes, stage_memory
 from autoplan.cost.pipeline import one_f_one_b
 from autoplan.cost.stage import StageTimes, stage_times
 from autoplan.cost.tied import stage_units, tied_s
@@ -119,7 +119,7 @@ def _estimate(
     flops_per_s = model_flops(graph, full_attention=False) * per_rank
     tokens_per_s = job.global_batch * max(job.tokens_per_sample, 1) / step_s
     worst = max(stage.memory.total for stage in stages)
-    limit = float(cluster.device.usable_bytes)
+    limit = limit_bytes(cluster.device)
     return Estimate(
         step_time_s=step_s,
         tokens_per_s=tokens_per_s,

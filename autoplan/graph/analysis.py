@@ -20,6 +20,7 @@ from torch.utils.flop_counter import flop_registry
 
 from autoplan.graph.gemms import attention_flops, gemm_of, is_attention, is_causal, tensor_arguments
 from autoplan.graph.ir import Block, Op, OpKind, Origin, Saved, Value
+from autoplan.graph.randomness import is_random
 
 __all__ = ["analyse"]
 
@@ -67,7 +68,7 @@ def analyse(
     mode: FakeTensorMode,
 ) -> Block:
     """Run ``graph`` under fake tensors and describe it as a Block."""
-    runner = _Runner(graph, differentiable_inputs, mode)
+    runner = _Runner(graph, path, differentiable_inputs, mode)
     runner.run()
     inputs = tuple(n.name for n in graph.nodes if n.op == "placeholder")
     outputs = tuple(n.name for n in next(n for n in graph.nodes if n.op == "output").args[0])  # type: ignore[union-attr]
@@ -75,8 +76,11 @@ def analyse(
 
 
 class _Runner:
-    def __init__(self, graph: fx.Graph, differentiable_inputs: set[str], mode: FakeTensorMode) -> None:
+    def __init__(
+        self, graph: fx.Graph, path: str, differentiable_inputs: set[str], mode: FakeTensorMode
+    ) -> None:
         self.graph = graph
+        self.path = path
         self.differentiable_inputs = differentiable_inputs
         self.mode = mode
         self.env: dict[fx.Node, Any] = {}
@@ -144,9 +148,9 @@ class _Runner:
             op_kind = OpKind.MEMORY if forward.nbytes else OpKind.VIEW
         self.ops.append(
             Op(
-                node.name, str(node.target), _module_path(node), op_kind,
+                node.name, str(node.target), _module_path(node, self.path), op_kind,
                 tuple(n.name for n in tensor_arguments(node)), node.name, forward.flops, backward.flops,
-                forward.nbytes, backward.nbytes, gemm, is_causal(node), saved,
+                forward.nbytes, backward.nbytes, gemm, is_causal(node), saved, is_random(node),
             )
         )  # fmt: skip
 
@@ -186,6 +190,13 @@ def _storage(tensor: Tensor) -> int:
     return tensor.untyped_storage()._cdata
 
 
-def _module_path(node: fx.Node) -> str:
+def _module_path(node: fx.Node, block: str) -> str:
+    """Where in the user's model a node comes from; ``block`` is the path of the module that was traced.
+
+    The step that wraps the model is a module too, and holds it as ``model``.
+    """
     stack = node.meta.get("nn_module_stack")
-    return list(stack.values())[-1][0] if stack else ""
+    inner = list(stack.values())[-1][0] if stack else ""
+    if not block:
+        return "" if inner == "model" else inner.removeprefix("model.")
+    return f"{block}.{inner}" if inner else block

@@ -81,7 +81,8 @@ class Saved:
 
 @dataclass(frozen=True, slots=True)
 class Op:
-    """One ATen call of a block. ``inputs`` are its tensor arguments in order, repeats included."""
+    """One ATen call of a block. ``inputs`` are its tensor arguments in order, repeats included; ``random`` says
+    that it draws random numbers."""
 
     name: str
     target: str
@@ -96,6 +97,7 @@ class Op:
     gemm: Gemm | None = None
     causal: bool = False
     saved: tuple[Saved, ...] = ()
+    random: bool = False
 
 
 @dataclass(slots=True)
@@ -179,6 +181,16 @@ class ModelGraph:
     def count(self, kind: str) -> int:
         """How many units are copies of ``kind``."""
         return sum(unit.kind == kind for unit in self.units)
+
+    @property
+    def random_ops(self) -> tuple[str, ...]:
+        """``module path: op`` for each op of a distinct block that draws random numbers."""
+        return tuple(
+            f"{op.module_path or kind}: {op.target}"
+            for kind, block in self.kinds.items()
+            for op in block.ops
+            if op.random
+        )
 
     @property
     def parameter_count(self) -> int:

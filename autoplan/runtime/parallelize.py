@@ -191,6 +191,13 @@ def _check_plan(plan: Plan, graph: ModelGraph, job: Job) -> None:
             f"{job.precision.value}, as asked or as the model's weights are",
             "pass precision=, or search again",
         )
+    if plan.tp > 1 and (random := graph.random_ops):
+        raise PlanError(
+            "tp",
+            plan.tp,
+            f"1, since {random[0]} draws random numbers",
+            "set its dropout to 0, or plan with tp=1",
+        )
     planned = [name for stage in plan.stages for name in stage.units]
     actual = [unit.name for unit in graph.units]
     if planned != actual:

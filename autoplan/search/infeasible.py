@@ -12,6 +12,7 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from autoplan.cost.degrees import Degrees
+from autoplan.cost.memory import limit_bytes
 from autoplan.cost.step import Assignment
 from autoplan.errors import AutoplanError
 from autoplan.search.pins import Pins
@@ -35,7 +36,7 @@ def explain(space: Space, pin: Mapping[str, Any]) -> tuple[str, tuple[Cure, ...]
     device = space.cluster.device
     conflict = (
         f"the most frugal plan of {space.chain.name}{held} on {space.cluster.world_size} ranks needs "
-        f"{bytes_binary(needed)} on the worst of them, and {device.name} has {bytes_binary(device.usable_bytes)}"
+        f"{bytes_binary(needed)} on the worst of them, and {device.name} leaves {bytes_binary(limit_bytes(device))} to a plan"
     )
     cures = tuple(_cures(space, pin))
     if not cures:
@@ -103,7 +104,7 @@ def _fitting(space: Space | None) -> Candidate | None:
     if space is None:
         return None
     for degrees in _frugal(space):
-        if space.least_bytes(degrees) > space.cluster.device.usable_bytes:
+        if space.least_bytes(degrees) > limit_bytes(space.cluster.device):
             break
         for choice in space.choices(degrees):
             if space.choice_bound_s(degrees, choice) < math.inf and (staging := space.solve(degrees, choice)):

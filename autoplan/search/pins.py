@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any
 
 from autoplan.errors import InputError, PlanError
@@ -48,6 +48,15 @@ class Pins:
         pins = cls(**chosen)
         pins._check_sizes(job, cluster)
         return pins
+
+    def without_tp(self, random: Sequence[str]) -> Pins:
+        """The same with tp at 1 if ops draw ``random`` numbers, which tensor parallelism cannot share out yet."""
+        if not random:
+            return self
+        remedy = "set the model's dropout to 0, or leave tp to the search"
+        if self.tp not in (None, 1):
+            raise PlanError("tp", self.tp, f"1, since {random[0]} draws random numbers", remedy)
+        return replace(self, tp=1)
 
     def _check_sizes(self, job: Job, cluster: Cluster) -> None:
         world, node, batch = cluster.world_size, cluster.node_size, job.global_batch

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from autoplan.cost.degrees import Degrees
-from autoplan.cost.memory import ALLOCATOR_SLACK, StateRates, fixed_reserve_bytes
+from autoplan.cost.memory import ALLOCATOR_SLACK, StateRates, fixed_reserve_bytes, limit_bytes
 from autoplan.cost.state_traffic import state_traffic
 from autoplan.cost.step import Assignment, step_estimate
 from autoplan.cost.tied import kinds_once
@@ -55,6 +55,7 @@ class Space:
         self._choices: dict[tuple[int, int], tuple[LayoutChoice, ...]] = {}
         self._sums: dict[tuple[int, int, bool], _Total] = {}
         self.chain = self.graph(pins.micro_batch or 1)
+        pins = self.pins = pins.without_tp(self.chain.random_ops)
         self.candidates = candidates(job, cluster, len(self.chain.units), pins)
         sizes = sorted({degrees.micro_batch for degrees in self.candidates})
         self._optimist = Optimist({size: self.graph(size) for size in sizes[:2]}, cluster)
@@ -92,7 +93,7 @@ class Space:
     def first_bound_s(self, degrees: Degrees) -> float:
         """A bound that costs microseconds; infinite if the state and what must be kept do not fit."""
         total = self._sum(degrees)
-        if self._least_bytes(degrees, total) > self.cluster.device.usable_bytes:
+        if self._least_bytes(degrees, total) > limit_bytes(self.cluster.device):
             return math.inf
         traffic = state_traffic(total.chain, degrees, self.job.precision, self.cluster)
         exposed, times = 1 - self.cluster.overlap, total.chain.times
@@ -169,7 +170,7 @@ class Space:
             sent_bytes=sent,
             overlap=cluster.overlap,
             rates=StateRates.of(degrees, self.job),
-            limit_bytes=float(cluster.device.usable_bytes),
+            limit_bytes=limit_bytes(cluster.device),
             reserve_bytes=fixed_reserve_bytes(cluster.device),
             recompute=self.pins.recompute,
         )

@@ -2,7 +2,6 @@
 
 from autoplan.graph.axes import pointwise, products, views  # noqa: F401  (they register their rules)
 from autoplan.graph.axes.enumerate import part_counts, strategies, value_layouts
-from autoplan.graph.axes.pointwise import is_random
 from autoplan.graph.axes.spec import AxisSpec, register, rule_for
 
-__all__ = ["AxisSpec", "is_random", "part_counts", "register", "rule_for", "strategies", "value_layouts"]
+__all__ = ["AxisSpec", "part_counts", "register", "rule_for", "strategies", "value_layouts"]

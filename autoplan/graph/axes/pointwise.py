@@ -9,6 +9,7 @@ from torch import fx
 
 from autoplan.graph.axes.spec import AxisSpec, Dims, register, shape_of
 from autoplan.graph.gemms import argument, tensor_arguments
+from autoplan.graph.randomness import is_random
 
 _aten = torch.ops.aten
 
@@ -74,18 +75,6 @@ def dropout(node: fx.Node) -> AxisSpec | None:
     if is_random(node):
         return None
     return AxisSpec(*broadcast_axes(node), linear=frozenset({0}))
-
-
-def is_random(node: fx.Node) -> bool:
-    """True for a call that draws random numbers."""
-    if node.target is _aten.dropout.default:
-        return bool(argument(node, 2, "train", False)) and argument(node, 1, "p", 0.0) > 0
-    if node.target is _aten.scaled_dot_product_attention.default:
-        return argument(node, 4, "dropout_p", 0.0) > 0
-    return (
-        isinstance(node.target, torch._ops.OpOverload)
-        and torch.Tag.nondeterministic_seeded in node.target.tags
-    )
 
 
 @register(_aten.sum.dim_IntList, _aten.mean.dim, _aten.amax.default, _aten.amin.default, _aten.var.correction,

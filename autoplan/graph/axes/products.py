@@ -7,10 +7,10 @@ from collections.abc import Sequence
 import torch
 from torch import fx
 
-from autoplan.graph.axes.pointwise import is_random
 from autoplan.graph.axes.spec import AxisSpec, Dims, register, shape_of
 from autoplan.graph.gemms import argument, tensor_arguments
 from autoplan.graph.layout import PARTIAL, REPLICATE, Collective, shard
+from autoplan.graph.randomness import is_random
 from autoplan.graph.strategy import InternalCollective, Strategy
 
 _aten = torch.ops.aten

@@ -1,0 +1,28 @@
+"""Which calls draw random numbers.
+
+Cut by tensor parallelism, such an op would have to draw on each rank its own part of one mask. Until it
+can, a model with active dropout is kept whole on each rank: its plans have tp = 1.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import fx
+
+from autoplan.graph.gemms import argument
+
+__all__ = ["is_random"]
+
+_aten = torch.ops.aten
+
+
+def is_random(node: fx.Node) -> bool:
+    """True for a call that draws random numbers."""
+    if node.target is _aten.dropout.default:
+        return bool(argument(node, 2, "train", False)) and argument(node, 1, "p", 0.0) > 0
+    if node.target is _aten.scaled_dot_product_attention.default:
+        return argument(node, 4, "dropout_p", 0.0) > 0
+    return (
+        isinstance(node.target, torch._ops.OpOverload)
+        and torch.Tag.nondeterministic_seeded in node.target.tags
+    )
