@@ -61,14 +61,10 @@ def _ancestors(nodes: list[fx.Node]) -> set[fx.Node]:
 
 
 def _is_lower_triangle(mask: Tensor) -> bool:
+    """True if every (query, key) matrix of ``mask`` is the lower triangle; broadcast ones are looked at once."""
+    stored = mask[tuple(slice(1) if stride == 0 else slice(None) for stride in mask.stride()[:-2])]
     size = mask.shape[-1]
-    flat = mask[(0,) * (mask.dim() - 2)] if mask.dim() > 2 else mask
-    same = all(
-        stride == 0 or extent == 1 for stride, extent in zip(mask.stride()[:-2], mask.shape[:-2], strict=True)
-    )
-    if not same:
-        return False
-    return bool(torch.equal(flat, torch.ones(size, size, dtype=torch.bool).tril_()))
+    return bool((stored == torch.ones(size, size, dtype=torch.bool).tril_()).all())
 
 
 def make_causal(graph: fx.Graph, placeholder: str) -> bool:

@@ -265,6 +265,9 @@ class _Builder:
         )
         if first is last:
             name = "model"
+        for read in [read for read in link.reads if read in self.causal]:
+            if make_causal(link.graph, read.removeprefix("free.")):
+                link.reads.remove(read)
         inputs = {n.name for n in link.graph.nodes if n.op == "placeholder" and n.name in differentiable}
         parameters = {n.name: str(n.target) for n in link.graph.nodes if n.meta.get("parameter")}
         block = analyse(
@@ -313,7 +316,9 @@ class _Builder:
                 node.meta.update(original.meta)
         with graph.inserting_before(output):
             valid = graph.call_function(torch.ops.aten.ne.Scalar, (node, ignored))
-            count = graph.create_node("call_function", torch.ops.aten.sum.default, (valid,), name="target_count")
+            count = graph.create_node(
+                "call_function", torch.ops.aten.sum.default, (valid,), name="target_count"
+            )
         with self.skeleton.mode:
             valid.meta["val"] = torch.ne(node.meta["val"], ignored)
             count.meta["val"] = valid.meta["val"].sum()
