@@ -132,7 +132,7 @@ def test_a_plan_for_another_model_is_refused() -> None:
 
 def test_a_model_without_weights_is_refused() -> None:
     model, loss = make("gpt", "fp32")
-    with pytest.raises(ModelError, match="meta device.*to_empty"):
+    with pytest.raises(ModelError, match=r"meta device.*to_empty"):
         autoplan.parallelize(model.to("meta"), make_batch("gpt", 2, 0), loss, plan=_plan(Case(dtype="fp32")))
 
 

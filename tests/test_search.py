@@ -21,6 +21,7 @@ from autoplan.graph.ir import ModelGraph
 from autoplan.hardware import Cluster
 from autoplan.plan import Job, Plan, validate_plan
 from autoplan.search import SearchResult, Status, search
+from autoplan.search.graphs import Graphs
 from autoplan.search.pins import Pins
 from autoplan.search.space import Space
 
@@ -68,7 +69,12 @@ def test_nothing_in_the_space_beats_the_bound() -> None:
     cluster = toy_cluster(nodes=2, memory=12e9)
     result = find(cluster, gap=0.01)
     space = Space(
-        graph_at, Job(global_batch=32, tokens_per_sample=1024), cluster, Pins(), toy_strategies, toy_layouts
+        Graphs(graph_at),
+        Job(global_batch=32, tokens_per_sample=1024),
+        cluster,
+        Pins(),
+        toy_strategies,
+        toy_layouts,
     )
     prices = []
     for degrees in space.candidates:
@@ -159,10 +165,10 @@ def test_nothing_fits_is_a_value_with_cures() -> None:
 
 
 def test_releasing_a_pin_is_a_cure() -> None:
-    result = find(toy_cluster(nodes=2, memory=3.3e9), pin={"micro_batch": 8})
+    result = find(toy_cluster(nodes=2, memory=3.7e9), pin={"micro_batch": 8})
     assert result.status is Status.INFEASIBLE
     assert [cure.option for cure in result.cures][:1] == ["--micro-batch"]
-    assert best(find(toy_cluster(nodes=2, memory=3.3e9), pin={"micro_batch": int(result.cures[0].value)}))
+    assert best(find(toy_cluster(nodes=2, memory=3.67e9), pin={"micro_batch": int(result.cures[0].value)}))
 
 
 def test_more_nodes_are_a_cure() -> None:
