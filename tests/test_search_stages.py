@@ -14,6 +14,7 @@ from autoplan.cost.degrees import Degrees
 from autoplan.cost.step import Assignment
 from autoplan.graph.ir import ModelGraph
 from autoplan.plan import Job, Precision
+from autoplan.search.graphs import Graphs
 from autoplan.search.pins import Pins
 from autoplan.search.pipeline_bound import pipeline_bound_s
 from autoplan.search.space import Space
@@ -33,7 +34,9 @@ def make_space(
 ) -> Space:
     cluster = toy_cluster(nodes=2, node_size=4, memory=memory)
     job = Job(global_batch=batch, tokens_per_sample=2048, precision=precision)
-    return Space(lambda b: graph_for(b, layers, tied), job, cluster, pins, toy_strategies, toy_layouts)
+    return Space(
+        Graphs(lambda b: graph_for(b, layers, tied)), job, cluster, pins, toy_strategies, toy_layouts
+    )
 
 
 @st.composite
@@ -121,7 +124,9 @@ def test_a_chain_of_several_kinds_is_cut_in_order() -> None:
     )
     mixed = type(graph)("mixed", "", 1, kinds, units, graph.free, graph.loss, None, (), {})
     job, cluster = Job(global_batch=8), toy_cluster(memory=60e9)
-    space = Space(lambda _: mixed, job, cluster, Pins(pp=4, micro_batch=1), toy_strategies, toy_layouts)
+    space = Space(
+        Graphs(lambda _: mixed), job, cluster, Pins(pp=4, micro_batch=1), toy_strategies, toy_layouts
+    )
     (degrees,) = space.candidates
     (choice,) = space.choices(degrees)
     staging = space.solve(degrees, choice)

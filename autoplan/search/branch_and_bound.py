@@ -5,8 +5,8 @@ The one with the least is taken out and looked at more closely:
 
     ROUGH    closed form over the whole chain                        microseconds
     CHAIN    memory, recomputation and stages, without layouts       a millisecond
-    LAYOUT   one entry for each choice of layouts: trace the model   a second for the first of a micro-batch
-             at this micro-batch, solve the layouts of its blocks
+    LAYOUT   one entry for each choice of layouts: solve the         a tenth of a second for the first of
+             layouts of the blocks at this micro-batch and tp        a micro-batch and tp
     solved   the stages' integer program, then the simulated step
 
 Bounds only grow on the way. When the least one in the queue is within the wanted gap of the best plan
@@ -109,7 +109,7 @@ class BranchAndBound:
             if entry.level is _Level.LAYOUT:
                 self._price(entry)
                 seen |= {mesh_of(candidate.plan) for candidate in self.found}
-            elif entry.level is _Level.ROUGH or self.space.traced(entry.degrees.micro_batch):
+            elif entry.level is _Level.ROUGH or self.space.is_cheap(entry.degrees.micro_batch):
                 for closer in self._closer(entry):
                     heapq.heappush(queue, closer)
         self._close()

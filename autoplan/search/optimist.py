@@ -1,15 +1,12 @@
-"""What a unit costs at best, at a micro-batch size for which no layouts have been searched, or that has
-not even been traced.
+"""What a unit costs at best, whatever its layouts.
 
 Each op takes the cheapest of its cuts and nothing travels on the tp axis; parameters and activations
-are cut in tp parts. Sizes grow linearly with the micro-batch, so two traced graphs give those of any
-other; where the two differ in more than sizes, an untraced graph is taken to cost nothing.
+are cut in tp parts. A micro-batch size whose graph is not at hand is taken to cost nothing.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
@@ -20,6 +17,7 @@ from autoplan.cost.compute import product_of
 from autoplan.cost.times import NO_TIME, Times
 from autoplan.cost.unit import UnitCost
 from autoplan.graph.ir import Block, Op, OpKind
+from autoplan.search.graphs import Graphs
 
 if TYPE_CHECKING:
     from autoplan.graph.ir import ModelGraph
@@ -32,7 +30,7 @@ _AXES = ("none", "batch", "m", "n", "k")
 
 @dataclass(frozen=True, slots=True)
 class _Sizes:
-    """What of a block grows with the micro-batch, as one vector; ops in groups priced by one curve."""
+    """The sizes of a block that decide its cost, as arrays; products in groups priced by one curve."""
 
     groups: tuple[tuple[tuple[OpKind, str, bool], int], ...]
     products: np.ndarray  # (gemm and attention ops, 4)
@@ -61,20 +59,6 @@ class _Sizes:
             kept=np.array([block.saved_bytes, inputs], dtype=float),
         )
 
-    def towards(self, other: _Sizes, share: float) -> _Sizes | None:
-        """Sizes ``share`` of the way from self to ``other`` (beyond it above 1), if only sizes differ."""
-        if self.groups != other.groups or self.nbytes.shape != other.nbytes.shape:
-            return None
-        products, nbytes, kept = (
-            a + share * (b - a)
-            for a, b in (
-                (self.products, other.products),
-                (self.nbytes, other.nbytes),
-                (self.kept, other.kept),
-            )
-        )
-        return _Sizes(self.groups, products, self.backward, nbytes, kept)
-
 
 def _dims(block: Block, op: Op) -> tuple[int, int, int, int]:
     gemm = product_of(block, op)
@@ -83,37 +67,22 @@ def _dims(block: Block, op: Op) -> tuple[int, int, int, int]:
 
 
 class Optimist:
-    """Optimistic unit costs of one model on one cluster, from its graphs at one or two micro-batch sizes."""
+    """Optimistic unit costs of one model on one cluster; ``chain`` is the model at any micro-batch size."""
 
-    def __init__(self, graphs: Mapping[int, ModelGraph], cluster: Cluster) -> None:
-        self._cluster = cluster
-        self._sizes = {
-            micro_batch: {kind: _Sizes.of(block) for kind, block in graph.kinds.items()}
-            for micro_batch, graph in graphs.items()
-        }
-        graph = next(iter(graphs.values()))
-        self._blocks = graph.kinds
+    def __init__(self, graphs: Graphs, chain: ModelGraph, cluster: Cluster) -> None:
+        self._graphs, self._chain, self._cluster = graphs, chain, cluster
         self._known: dict[tuple[int, int], dict[str, UnitCost]] = {}
 
     def costs(self, micro_batch: int, degree: int) -> dict[str, UnitCost]:
         """The cost of a unit of each kind."""
         key = micro_batch, degree
         if key not in self._known:
+            graph = self._graphs.at_hand(micro_batch)
             self._known[key] = {
-                kind: self._unit(self._at(micro_batch, kind), block, degree)
-                for kind, block in self._blocks.items()
+                kind: self._unit(_Sizes.of(graph.kinds[kind]) if graph else None, block, degree)
+                for kind, block in self._chain.kinds.items()
             }
         return self._known[key]
-
-    def _at(self, micro_batch: int, kind: str) -> _Sizes | None:
-        if micro_batch in self._sizes:
-            return self._sizes[micro_batch].get(kind)
-        if len(self._sizes) < 2:
-            return None
-        (a, low), (b, high) = sorted(self._sizes.items())[:2]
-        if kind not in low or kind not in high:
-            return None
-        return low[kind].towards(high[kind], (micro_batch - a) / (b - a))
 
     def _unit(self, sizes: _Sizes | None, block: Block, degree: int) -> UnitCost:
         elements = {name: math.prod(block.values[name].shape) / degree for name in block.parameters}

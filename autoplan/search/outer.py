@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 from autoplan.cost.unit import StrategiesOf
 from autoplan.search.branch_and_bound import BranchAndBound, mesh_of
+from autoplan.search.graphs import GraphAt, Graphs
 from autoplan.search.infeasible import explain
 from autoplan.search.layout_problem import LayoutsOf
 from autoplan.search.pins import Pins
 from autoplan.search.result import Candidate, Cure, SearchResult, Status
-from autoplan.search.space import GraphAt, Space
+from autoplan.search.space import Space
 
 if TYPE_CHECKING:
     from autoplan.hardware import Cluster
@@ -40,7 +41,7 @@ def search(
     """Search every combination of degrees, state sharding, micro-batch, stages, recomputation and layouts.
 
     Args:
-        graph_at: from a micro-batch size to the model traced for it; called once for each size.
+        graph_at: from a micro-batch size to the model traced for it; called for few sizes, once each.
         pin: decisions to hold fixed: ``pp``, ``dp``, ``fsdp``, ``tp``, ``zero``, ``micro_batch``,
             ``recompute`` (``"none"`` or ``"full"``).
         gap: stop once no plan can be faster by more than this share.
@@ -57,15 +58,19 @@ def search(
         from autoplan.graph.axes import strategies, value_layouts
 
         strategies_of, layouts_of = strategies, value_layouts
-    space = Space(graph_at, job, cluster, pins, strategies_of, layouts_of)
+    graphs = Graphs(graph_at)
     stop_at = started + time_limit_s if time_limit_s is not None else math.inf
-    tree = BranchAndBound(space, gap, stop_at, progress)
-    tree.run()
-    if not tree.found:
-        conflict, cures = explain(space, pin or {})
-        return _result(tree, Status.INFEASIBLE, time.monotonic() - started, conflict=conflict, cures=cures)
-    tree.more(top)
-    return _result(tree, _status(tree, gap), time.monotonic() - started, top)
+    while True:
+        space = Space(graphs, job, cluster, pins, strategies_of, layouts_of)
+        tree = BranchAndBound(space, gap, stop_at, progress)
+        tree.run()
+        if not tree.found:
+            conflict, cures = explain(space, pin or {})
+            seconds = time.monotonic() - started
+            return _result(tree, Status.INFEASIBLE, seconds, conflict=conflict, cures=cures)
+        tree.more(top)
+        if graphs.confirm(tree.found[0].plan.micro_batch):
+            return _result(tree, _status(tree, gap), time.monotonic() - started, top)
 
 
 def _status(tree: BranchAndBound, wanted: float) -> Status:

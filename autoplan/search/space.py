@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -16,6 +16,7 @@ from autoplan.cost.times import NO_TIME
 from autoplan.cost.unit import StrategiesOf, UnitCost
 from autoplan.plan import Plan, StagePlan
 from autoplan.search.candidates import candidates
+from autoplan.search.graphs import Graphs
 from autoplan.search.layout_choice import LayoutChoice, layout_choices
 from autoplan.search.layout_problem import LayoutsOf
 from autoplan.search.optimist import Optimist
@@ -27,14 +28,10 @@ from autoplan.search.stages import Staging, StagingQuestion, solve_staging
 from autoplan.search.staging_bound import staging_bound_s
 
 if TYPE_CHECKING:
-    from autoplan.graph.ir import ModelGraph
     from autoplan.hardware import Cluster
     from autoplan.plan import Job
 
-__all__ = ["GraphAt", "Space"]
-
-GraphAt = Callable[[int], "ModelGraph"]
-"""From a micro-batch size to the model traced for it."""
+__all__ = ["Space"]
 
 
 class Space:
@@ -42,7 +39,7 @@ class Space:
 
     def __init__(
         self,
-        graph_at: GraphAt,
+        graphs: Graphs,
         job: Job,
         cluster: Cluster,
         pins: Pins,
@@ -50,19 +47,20 @@ class Space:
         layouts_of: LayoutsOf,
     ) -> None:
         self.job, self.cluster, self.pins = job, cluster, pins
-        self._graph_at, self._strategies_of, self._layouts_of = graph_at, strategies_of, layouts_of
-        self._graphs: dict[int, ModelGraph] = {}
+        self._graphs, self._strategies_of, self._layouts_of = graphs, strategies_of, layouts_of
         self._choices: dict[tuple[int, int], tuple[LayoutChoice, ...]] = {}
         self._sums: dict[tuple[int, int, bool], _Total] = {}
-        self.chain = self.graph(pins.micro_batch or 1)
+        self.chain = graphs.trace(pins.micro_batch or 1)
         pins = self.pins = pins.without_tp(self.chain.random_ops)
         self.candidates = candidates(job, cluster, len(self.chain.units), pins)
         sizes = sorted({degrees.micro_batch for degrees in self.candidates})
-        self._optimist = Optimist({size: self.graph(size) for size in sizes[:2]}, cluster)
+        for size in sizes[:2]:
+            graphs.trace(size)
+        self._optimist = Optimist(graphs, self.chain, cluster)
 
     def changed(self, cluster: Cluster, pins: Pins) -> Space:
         """The space of the same model and job on another cluster or under other pins."""
-        return Space(self.graph, self.job, cluster, pins, self._strategies_of, self._layouts_of)
+        return Space(self._graphs, self.job, cluster, pins, self._strategies_of, self._layouts_of)
 
     @property
     def repeats(self) -> frozenset[int]:
@@ -70,21 +68,15 @@ class Space:
         kinds, units = self.chain.kinds, self.chain.units
         return frozenset(index for index, unit in enumerate(units) if kinds[unit.kind].path)
 
-    def graph(self, micro_batch: int) -> ModelGraph:
-        """The model traced for ``micro_batch`` samples."""
-        if micro_batch not in self._graphs:
-            self._graphs[micro_batch] = self._graph_at(micro_batch)
-        return self._graphs[micro_batch]
-
-    def traced(self, micro_batch: int) -> bool:
-        """True if ``graph`` has the answer at hand."""
-        return micro_batch in self._graphs
+    def is_cheap(self, micro_batch: int) -> bool:
+        """True if no trace is needed to look at plans of this micro-batch size."""
+        return self._graphs.at_hand(micro_batch) is not None
 
     def choices(self, degrees: Degrees) -> tuple[LayoutChoice, ...]:
         """The layouts to choose from for these degrees; solved once for a micro-batch size and tp."""
         key = degrees.micro_batch, degrees.tp
         if key not in self._choices:
-            graph = self.graph(degrees.micro_batch)
+            graph = self._graphs.at(degrees.micro_batch)
             self._choices[key] = layout_choices(
                 graph, degrees.tp, self.cluster, self._strategies_of, self._layouts_of
             )
@@ -121,7 +113,7 @@ class Space:
 
     def candidate(self, degrees: Degrees, choice: LayoutChoice, stages: Sequence[Assignment]) -> Candidate:
         """The plan in full, with its price."""
-        graph, job = self.graph(degrees.micro_batch), self.job
+        graph, job = self._graphs.at(degrees.micro_batch), self.job
         estimate = step_estimate(graph, choice.costs, choice.sent_bytes, stages, degrees, job, self.cluster)
         names = [unit.name for unit in graph.units]
         plan = Plan(

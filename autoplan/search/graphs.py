@@ -1,0 +1,61 @@
+"""The model at every micro-batch size: two sizes are traced, the rest worked out from them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from autoplan.search.scaled_graph import scaled_graph
+
+if TYPE_CHECKING:
+    from autoplan.graph.ir import ModelGraph
+
+__all__ = ["GraphAt", "Graphs"]
+
+GraphAt = Callable[[int], "ModelGraph"]
+"""From a micro-batch size to the model traced for it."""
+
+
+class Graphs:
+    """What ``graph_at`` says, or would say."""
+
+    def __init__(self, graph_at: GraphAt) -> None:
+        self._graph_at = graph_at
+        self._traced: dict[int, ModelGraph] = {}
+        self._scaled: dict[int, ModelGraph | None] = {}
+        self._trusts = True
+
+    def trace(self, micro_batch: int) -> ModelGraph:
+        """The model traced for ``micro_batch`` samples."""
+        if micro_batch not in self._traced:
+            self._traced[micro_batch] = self._graph_at(micro_batch)
+        return self._traced[micro_batch]
+
+    def at(self, micro_batch: int) -> ModelGraph:
+        """The same, without a trace where two others tell it."""
+        return self.at_hand(micro_batch) or self.trace(micro_batch)
+
+    def at_hand(self, micro_batch: int) -> ModelGraph | None:
+        """The model for ``micro_batch`` samples if that takes no further trace."""
+        if micro_batch in self._traced:
+            return self._traced[micro_batch]
+        if not self._trusts or len(self._traced) < 2:
+            return None
+        if micro_batch not in self._scaled:
+            low, high = sorted(self._traced)[:2]
+            self._scaled[micro_batch] = scaled_graph(self._traced[low], self._traced[high], micro_batch)
+        return self._scaled[micro_batch]
+
+    def confirm(self, micro_batch: int) -> bool:
+        """Trace what was only worked out. False if they differ: from then on, every size is traced."""
+        supposed = self.at_hand(micro_batch)
+        actual = self.trace(micro_batch)
+        if supposed is None or (_content(supposed) == _content(actual)):
+            return True
+        self._trusts = False
+        return False
+
+
+def _content(graph: ModelGraph) -> object:
+    blocks = {kind: (block.ops, block.values) for kind, block in graph.kinds.items()}
+    return graph.fingerprint, graph.units, blocks
