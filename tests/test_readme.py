@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -83,11 +84,9 @@ def files(text: str) -> dict[str, str]:
 
 @pytest.fixture(scope="module")
 def sandbox(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A directory that looks like the checkout, where commands may write without touching it."""
-    place = tmp_path_factory.mktemp("readme")
-    for entry in ROOT.iterdir():
-        if entry.name not in (".git", "autoplan"):
-            (place / entry.name).symlink_to(entry)
+    """A copy of the checkout, where commands may write; without the package, so that the installed one is used."""
+    place = tmp_path_factory.mktemp("readme") / "checkout"
+    shutil.copytree(ROOT, place, ignore=shutil.ignore_patterns("autoplan", ".*", "__pycache__"))
     for name, text in files(README).items():
         (place / name).write_text(text, encoding="utf-8")
     return place
