@@ -97,9 +97,9 @@ def _recompute(best: Candidate) -> str:
     plan, estimate = best.plan, best.estimate
     free = bytes_binary(max(0.0, estimate.memory_limit_bytes - estimate.peak_memory_bytes))
     if plan.recompute == "none":
-        return f"every activation is kept; {free} stay free"
+        return f"every activation is kept; {free} to spare"
     again = sum(len(stage.recompute) for stage in plan.stages)
-    return f"{again} of {sum(len(stage.units) for stage in plan.stages)} units run forward twice; {free} stay free"
+    return f"{again} of {sum(len(stage.units) for stage in plan.stages)} units run forward twice; {free} to spare"
 
 
 def _link(cluster: Cluster, size: int, stride: int) -> str:

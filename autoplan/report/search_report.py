@@ -12,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from autoplan.cost.estimate import Estimate, MemoryEstimate
+from autoplan.cost.memory import HEADROOM
 from autoplan.hardware import Cluster
 from autoplan.plan import Job, Plan
 from autoplan.report.layers import stage_lines
@@ -107,7 +108,7 @@ def _memory(estimate: Estimate) -> Iterator[RenderableType]:
     yield Text.assemble(
         ("memory ", "bold cyan"),
         (f"{bytes_binary(used)} of {bytes_binary(limit)}", "bold" if estimate.fits else "bold red"),
-        f" ({percent(used / limit)}) on the worst rank{where}",
+        f" ({percent(used / limit)}) on the worst rank{where}; {percent(HEADROOM)} of the device is left free",
     )
     yield _indented(_owners(estimate.stages[worst].memory))
 
