@@ -108,7 +108,7 @@ def _memory(estimate: Estimate) -> Iterator[RenderableType]:
     yield Text.assemble(
         ("memory ", "bold cyan"),
         (f"{bytes_binary(used)} of {bytes_binary(limit)}", "bold" if estimate.fits else "bold red"),
-        f" ({percent(used / limit)}) on the worst rank{where}; {percent(HEADROOM)} of the device is left free",
+        f" ({percent(used / limit)}) on the worst rank{where}; {HEADROOM:.0%} kept free",
     )
     yield _indented(_owners(estimate.stages[worst].memory))
 
