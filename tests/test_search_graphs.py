@@ -79,9 +79,10 @@ def test_a_graph_that_does_not_scale_is_traced() -> None:
 
 @pytest.mark.parametrize("degree", [1, 4])
 def test_what_was_not_traced_costs_nothing_at_best(degree: int) -> None:
+    from autoplan.graph.axes import strategies
     from autoplan.search.optimist import Optimist
 
     graphs = Graphs(gpt2)
-    optimist = Optimist(graphs, graphs.trace(1), Cluster.of("h100-sxm", nodes=1))
+    optimist = Optimist(graphs, graphs.trace(1), Cluster.of("h100-sxm", nodes=1), strategies)
     assert all(cost.times.total_s == 0 for cost in optimist.costs(2, degree).values())
     assert all(cost.times.total_s > 0 for cost in optimist.costs(1, degree).values())

@@ -97,7 +97,15 @@ class BranchAndBound:
         self._close()
 
     def more(self, wanted: int) -> None:
-        """Price what needs no new trace until plans with ``wanted`` distinct degrees are known."""
+        """Price on until plans with ``wanted`` distinct degrees are known.
+
+        New layouts are solved only for the best plan's own micro-batch size.
+        """
+
+        def near(degrees: Degrees) -> bool:
+            return self.space.knows(degrees) or degrees.micro_batch == best
+
+        best = min(self.found, key=lambda c: c.estimate.step_time_s).plan.micro_batch
         queue = list(self._queue)
         seen = {mesh_of(candidate.plan) for candidate in self.found}
         for _ in range(_EXTRA):
@@ -109,7 +117,7 @@ class BranchAndBound:
             if entry.level is _Level.LAYOUT:
                 self._price(entry)
                 seen |= {mesh_of(candidate.plan) for candidate in self.found}
-            elif entry.level is _Level.ROUGH or self.space.is_cheap(entry.degrees.micro_batch):
+            elif entry.level is _Level.ROUGH or near(entry.degrees):
                 for closer in self._closer(entry):
                     heapq.heappush(queue, closer)
         self._close()

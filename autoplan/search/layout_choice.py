@@ -20,6 +20,7 @@ from autoplan.cost.unit import StrategiesOf, UnitCost, unit_cost
 from autoplan.graph.layout import REPLICATE, Layout, shard
 from autoplan.search.layout_ilp import solve_layouts
 from autoplan.search.layout_problem import TIE_BREAK_S, LayoutsOf, layout_problem
+from autoplan.search.optimist import usable_pieces
 
 if TYPE_CHECKING:
     from autoplan.graph.ir import Block, ModelGraph
@@ -56,6 +57,7 @@ def layout_choices(
     if degree == 1:
         return (_priced(graph, {}, REPLICATE, 1, cluster, strategies_of),)
     tied = _tied_kinds(graph)
+    gathered_s = _gathered_byte_s(cluster)
     choices = []
     for boundary in _boundaries(graph, degree):
 
@@ -71,7 +73,7 @@ def layout_choices(
         groups = _tied_together(graph, tied)
         fastest = [solved(blocks, TIE_BREAK_S) for blocks in groups]
         leanest = [
-            solved(blocks, _gathered_byte_s(cluster)) if _leaves_whole(blocks, names, degree) else names
+            solved(blocks, gathered_s) if _leaves_whole(blocks, names, degree, strategies_of) else names
             for blocks, names in zip(groups, fastest, strict=True)
         ]
         for parts in (fastest, leanest) if leanest != fastest else (fastest,):
@@ -80,11 +82,11 @@ def layout_choices(
     return tuple(choices)
 
 
-def _leaves_whole(blocks: Sequence[Block], names: _Names, degree: int) -> bool:
-    """True if a rank holds notably more than its share of the blocks' parameters."""
+def _leaves_whole(blocks: Sequence[Block], names: _Names, degree: int, strategies_of: StrategiesOf) -> bool:
+    """True if a rank holds notably more than its share of the parameters that ops can use in pieces."""
     held = total = 0
     for block in blocks:
-        for name in block.parameters:
+        for name in sorted(usable_pieces(block, degree, strategies_of)):
             shape = block.values[name].shape
             held += math.prod(Layout.parse(names[block.kind][name]).local_shape(shape, degree))
             total += math.prod(shape)

@@ -100,6 +100,7 @@ def layout_problem(
     nodes: list[Node] = []
     ports: list[Port] = []
     where: dict[tuple[str, str], int] = {}
+    convert = _Converter(degree, cluster)
     for block in blocks:
         first = len(nodes)
         for op in block.ops:
@@ -122,11 +123,26 @@ def layout_problem(
             ]
             where[block.kind, name] = len(nodes)
             nodes.append(Node(block.kind, name, (), name, tuple(options)))
-        ports += _ports(block, nodes, first, boundary, degree, cluster)
+        ports += _ports(block, nodes, first, boundary, convert)
     equal = tuple(
         group for members in tied if len(group := tuple(where[m] for m in members if m in where)) > 1
     )
     return LayoutProblem(tuple(nodes), tuple(ports), equal)
+
+
+class _Converter:
+    """Prices of conversions; values of one shape and dtype, of which a block has many, share theirs."""
+
+    def __init__(self, degree: int, cluster: Cluster) -> None:
+        self.degree, self._cluster = degree, cluster
+        self._known: dict[tuple[tuple[int, ...], int, bool, Layout, Layout], float] = {}
+
+    def price_s(self, value: Value, src: Layout, dst: Layout) -> float:
+        """Seconds of both passes."""
+        key = value.shape, value.itemsize, value.requires_grad, src, dst
+        if key not in self._known:
+            self._known[key] = conversion_times(value, src, dst, self.degree, self._cluster).total_s
+        return self._known[key]
 
 
 def _cheapest(options: Sequence[Option]) -> tuple[Option, ...]:
@@ -140,8 +156,9 @@ def _cheapest(options: Sequence[Option]) -> tuple[Option, ...]:
 
 
 def _ports(
-    block: Block, nodes: Sequence[Node], first: int, boundary: Layout, degree: int, cluster: Cluster
+    block: Block, nodes: Sequence[Node], first: int, boundary: Layout, convert: _Converter
 ) -> list[Port]:
+    degree = convert.degree
     makers: dict[str, int | Layout] = {
         name: boundary_layout(block.values[name], boundary, degree) for name in block.inputs
     }
@@ -158,7 +175,7 @@ def _ports(
         leaves = boundary_layout(value, boundary, degree) if name in block.outputs else None
         reads = tuple(readers.get(name, ()))
         if reads or leaves is not None:
-            prices = _conversion_prices(value, maker, reads, leaves, nodes, degree, cluster)
+            prices = _conversion_prices(value, maker, reads, leaves, nodes, convert)
             ports.append(Port(maker, reads, leaves, prices))
     return ports
 
@@ -169,15 +186,14 @@ def _conversion_prices(
     readers: Sequence[tuple[int, int]],
     leaves: Layout | None,
     nodes: Sequence[Node],
-    degree: int,
-    cluster: Cluster,
+    convert: _Converter,
 ) -> dict[tuple[Layout, Layout], float]:
     sources = [maker] if isinstance(maker, Layout) else [option.gives for option in nodes[maker].options]
     targets = [option.wants[position] for node, position in readers for option in nodes[node].options]
     if leaves is not None:
         targets.append(leaves)
     return {
-        (src, dst): conversion_times(value, src, dst, degree, cluster).total_s
+        (src, dst): convert.price_s(value, src, dst)
         for src in dict.fromkeys(sources)
         for dst in dict.fromkeys(targets)
     }

@@ -56,7 +56,7 @@ class Space:
         sizes = sorted({degrees.micro_batch for degrees in self.candidates})
         for size in sizes[:2]:
             graphs.trace(size)
-        self._optimist = Optimist(graphs, self.chain, cluster)
+        self._optimist = Optimist(graphs, self.chain, cluster, strategies_of)
 
     def changed(self, cluster: Cluster, pins: Pins) -> Space:
         """The space of the same model and job on another cluster or under other pins."""
@@ -68,9 +68,9 @@ class Space:
         kinds, units = self.chain.kinds, self.chain.units
         return frozenset(index for index, unit in enumerate(units) if kinds[unit.kind].path)
 
-    def is_cheap(self, micro_batch: int) -> bool:
-        """True if no trace is needed to look at plans of this micro-batch size."""
-        return self._graphs.at_hand(micro_batch) is not None
+    def knows(self, degrees: Degrees) -> bool:
+        """True if the layouts for these degrees have been solved already."""
+        return (degrees.micro_batch, degrees.tp) in self._choices
 
     def choices(self, degrees: Degrees) -> tuple[LayoutChoice, ...]:
         """The layouts to choose from for these degrees; solved once for a micro-batch size and tp."""
