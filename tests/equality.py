@@ -83,7 +83,7 @@ def make(name: str, dtype: str) -> tuple[nn.Module, Any]:
 
     config = LlamaConfig(
         hidden_size=32, intermediate_size=48, num_hidden_layers=4, num_attention_heads=8, num_key_value_heads=4,
-        vocab_size=VOCAB, max_position_embeddings=SEQ, use_cache=False, tie_word_embeddings=name == "llama-tied",
+        vocab_size=VOCAB, max_position_embeddings=SEQ, tie_word_embeddings=name == "llama-tied",
     )  # fmt: skip
     model = LlamaForCausalLM(config)
     if dtype != "fp64":
