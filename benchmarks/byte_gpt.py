@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import sysconfig
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -93,6 +94,11 @@ def next_byte_loss(logits_BSV: Tensor, tokens_BS: Tensor) -> Tensor:
     """Mean cross-entropy of each position against the next byte; the last position has none."""
     target_BS = F.pad(tokens_BS[:, 1:], (0, 1), value=-100)
     return F.cross_entropy(logits_BSV.view(-1, VOCABULARY), target_BS.reshape(-1), ignore_index=-100)
+
+
+def example() -> tuple[nn.Module, Tensor, Callable[[Tensor, Tensor], Tensor]]:
+    """Model, example batch and loss, for ``autoplan search benchmarks/byte_gpt.py:example``."""
+    return ByteGPT(), torch.zeros(8, 64, dtype=torch.int64), next_byte_loss
 
 
 @dataclass(frozen=True)

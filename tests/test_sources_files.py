@@ -57,6 +57,7 @@ def with_loss(): return Plain(), {"x": torch.randn(8, 4)}, loss
 def number(): return 3
 def number_batch(): return Plain(), 3
 def too_many(): return Plain(), tuple(torch.randn(2, 4) for _ in range(5))
+def unknown(): return Plain(), {"z": torch.randn(2, 4)}
 def disagree(): return Plain(), (torch.randn(2, 4), torch.randn(3, 4))
 def needs(argument): return Plain()
 def breaks(): raise ValueError("two\\nlines")
@@ -152,12 +153,17 @@ def test_missing_transformers_says_how_to_install_it(tmp_path: Path, monkeypatch
     assert 'pip install "autoplan[hf]"' in refusal(written(tmp_path))
 
 
-@pytest.mark.parametrize("name", ["with_tensor", "with_function", "with_loss", "WithBatch"])
-def test_factories_with_a_batch(factories: Path, name: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "structure"),
+    [("with_tensor", torch.Tensor), ("with_function", tuple), ("with_loss", dict), ("WithBatch", dict)],
+)
+def test_factories_keep_the_structure_of_their_batch(factories: Path, name: str, structure: type) -> None:
     source = load_source(f"{factories}:{name}")
     batch = source.example_batch(3)
-    assert {n: (tuple(t.shape), t.device.type) for n, t in batch.items()} == {"x": ((3, 4), "meta")}
-    assert built(source)(**batch).shape == (3, 4)
+    assert isinstance(batch, structure)
+    (tensor,) = batch.values() if isinstance(batch, dict) else batch if isinstance(batch, tuple) else (batch,)
+    assert (tuple(tensor.shape), tensor.device.type) == ((3, 4), "meta")
+    assert built(source)(tensor).shape == (3, 4)
     assert (source.loss is not None) == (name == "with_loss") and source.tokens_per_sample == 0
 
 
@@ -174,7 +180,8 @@ def test_factory_of_a_language_model_takes_seq(factories: Path, monkeypatch: pyt
     [
         ("number", "got 'int', expected an nn.Module"),
         ("number_batch", "example batch: got 'int', expected a tensor, a tuple of tensors"),
-        ("too_many", "got '5 tensors', expected at most the 3 arguments of forward(x, y, flag)"),
+        ("too_many", "got '5 tensors', expected the arguments of forward(x, y, flag)"),
+        ("unknown", "got 'z', expected the arguments of forward(x, y, flag)"),
         ("disagree", "the same first dim"),
         ("needs", "it raised TypeError"),
         ("breaks", "it raised ValueError: two lines"),

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from autoplan.errors import ModelError
-from autoplan.graph.sources.source import checked_seq, token_batch
+from autoplan.graph.sources.source import Batch, checked_seq, token_batch
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -19,8 +19,8 @@ BATCH_FORMS = "a tensor, a tuple of tensors in forward's order, or a dict of for
 
 def batch_maker(
     module: nn.Module, example: Any, seq: int | None, spec: str
-) -> tuple[Callable[[int], dict[str, Tensor]], int]:
-    """A maker of batches for ``module``, and the tokens of a sample.
+) -> tuple[Callable[[int], Batch], int]:
+    """A maker of batches for ``module``, of the example's own structure, and the tokens of a sample.
 
     Args:
         module: names forward's arguments.
@@ -32,33 +32,24 @@ def batch_maker(
     Raises:
         ModelError: the example is no batch, or there is none and none can be made up.
     """
-    names = [
-        name for name, parameter in inspect.signature(module.forward).parameters.items() if _named(parameter)
-    ]
+    parameters = inspect.signature(module.forward).parameters.values()
+    names = [p.name for p in parameters if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
+    takes = names if len(names) == len(parameters) else None
     if example is None:
         return _language_batch(names, seq, spec)
-    given = example(2) if callable(example) else example
-    tensors = _by_name(given, names, spec)
-    tokens = _tokens(tensors)
+    given = _checked(example(2) if callable(example) else example, takes, spec)
+    tokens = _tokens(_tensors(given))
     if seq is not None and seq != tokens:
         raise ModelError(
             "--seq", seq, f"{tokens or 'none'}, as in the example batch of {spec}", "leave --seq out"
         )
 
-    def example_batch(samples: int) -> dict[str, Tensor]:
+    def example_batch(samples: int) -> Batch:
         if callable(example):
-            return {name: _on_meta(value) for name, value in _by_name(example(samples), names, spec).items()}
-        return {name: _stretched(value, samples) for name, value in tensors.items()}
+            return _mapped(_checked(example(samples), takes, spec), lambda value: value.to("meta"))
+        return _mapped(given, lambda value: value.new_empty((samples, *value.shape[1:]), device="meta"))
 
     return example_batch, tokens
-
-
-def _named(parameter: inspect.Parameter) -> bool:
-    return parameter.kind in (
-        parameter.POSITIONAL_ONLY,
-        parameter.POSITIONAL_OR_KEYWORD,
-        parameter.KEYWORD_ONLY,
-    )
 
 
 def _language_batch(
@@ -79,51 +70,52 @@ def _language_batch(
     return token_batch(seq, *(name for name in ("input_ids", "labels") if name in names)), seq
 
 
-def _by_name(batch: Any, names: list[str], spec: str) -> dict[str, Tensor]:
-    """The batch as forward's keyword arguments."""
+def _checked(batch: Any, takes: list[str] | None, spec: str) -> Batch:
+    """The batch itself, if forward, whose arguments are ``takes`` (None: any), can take it, else ModelError."""
     from torch import Tensor
 
-    if isinstance(batch, Tensor):
-        batch = (batch,)
-    if isinstance(batch, tuple | list):
-        if len(batch) > len(names):
-            raise ModelError(
-                f"{spec}: example batch",
-                f"{len(batch)} tensors",
-                f"at most the {len(names)} arguments of forward({', '.join(names)})",
-                "return as many tensors as forward takes, or a dict",
-            )
-        batch = dict(zip(names, batch, strict=False))
-    if (
-        not isinstance(batch, Mapping)
-        or not all(isinstance(v, Tensor) and v.ndim for v in batch.values())
-        or not batch
-    ):
+    tensors = _tensors(batch)
+    if not tensors or not all(isinstance(value, Tensor) and value.ndim for value in tensors):
         raise ModelError(
             f"{spec}: example batch",
             type(batch).__name__,
             f"{BATCH_FORMS}, each with the samples as its first dim",
             "return such a batch beside the module",
         )
-    sizes = {name: value.shape[0] for name, value in batch.items()}
-    if len(set(sizes.values())) > 1:
+    unknown = (
+        [name for name in batch if name not in takes] if takes is not None and isinstance(batch, dict) else []
+    )
+    if takes is not None and (unknown or len(tensors) > len(takes)):
+        raise ModelError(
+            f"{spec}: example batch",
+            ", ".join(unknown) or f"{len(tensors)} tensors",
+            f"the arguments of forward({', '.join(takes)})",
+            "return what forward takes, in its order or by its names",
+        )
+    sizes = [value.shape[0] for value in tensors]
+    if len(set(sizes)) > 1:
         raise ModelError(
             f"{spec}: example batch", sizes, "the same first dim, the samples, in all", "make them agree"
         )
-    return dict(batch)
+    return batch
 
 
-def _tokens(tensors: dict[str, Tensor]) -> int:
+def _tensors(batch: Any) -> list[Any]:
+    """The members of a dict or a tuple, or the one tensor."""
+    if isinstance(batch, dict):
+        return list(batch.values())
+    return list(batch) if isinstance(batch, tuple) else [batch]
+
+
+def _mapped(batch: Batch, change: Callable[[Tensor], Tensor]) -> Batch:
+    if isinstance(batch, dict):
+        return {name: change(value) for name, value in batch.items()}
+    return tuple(change(value) for value in batch) if isinstance(batch, tuple) else change(batch)
+
+
+def _tokens(tensors: list[Tensor]) -> int:
     """The second dim of the first integer tensor that has one (token ids); else samples are not sequences."""
-    for value in tensors.values():
+    for value in tensors:
         if value.ndim == 2 and not value.is_floating_point():
             return value.shape[1]
     return 0
-
-
-def _on_meta(value: Tensor) -> Tensor:
-    return value.to("meta")
-
-
-def _stretched(value: Tensor, samples: int) -> Tensor:
-    return value.new_empty((samples, *value.shape[1:]), device="meta")

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from autoplan.errors import ModelError
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-__all__ = ["ModelSource", "checked_seq", "token_batch"]
+Batch: TypeAlias = "dict[str, Tensor] | tuple[Tensor, ...] | Tensor"
+
+__all__ = ["Batch", "ModelSource", "checked_seq", "token_batch"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,8 +23,9 @@ class ModelSource:
     Args:
         name: how the model is called in plans and reports.
         build: makes the module; called under ``torch.device("meta")``, so it costs no memory.
-        example_batch: from a number of samples to forward's keyword arguments, as meta tensors whose
-            first dim is the samples. Language models: ``input_ids`` and ``labels``, (b, s) int64.
+        example_batch: from a number of samples to a batch of meta tensors whose first dim is the
+            samples: forward's keyword arguments as a dict (language models: ``input_ids`` and ``labels``,
+            (b, s) int64), or what a user's factory gave: a dict, a tuple, or the one tensor.
         loss: ``fn(output, batch) -> scalar``; None when the model returns its own loss, as
             ``output.loss`` or as the output itself.
         tokens_per_sample: the sequence length; 0 when samples are not sequences.
@@ -30,7 +33,7 @@ class ModelSource:
 
     name: str
     build: Callable[[], nn.Module]
-    example_batch: Callable[[int], dict[str, Tensor]]
+    example_batch: Callable[[int], Batch]
     loss: Callable[[Any, Any], Tensor] | None
     tokens_per_sample: int
 
