@@ -19,7 +19,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-LIMIT_S = 300
+LIMIT_S = 900
 
 INSTALLS = re.compile(r"^(python -m )?pip install \S+( && |$)")
 """What .ci/run does in an environment of its own; here it would replace the package under test."""
@@ -28,6 +28,10 @@ TESTED_ELSEWHERE = {
     "python -m pytest": "this is the run that you are in",
 }
 """Commands of the README, without their installs, that are not run by this test, and why."""
+
+
+SLOW = {"python benchmarks/train_text.py"}
+"""Commands that take minutes: run by .ci/run with ``-m slow``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +96,10 @@ def sandbox(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return place
 
 
-@pytest.mark.parametrize("command", runnable(README), ids=str)
+@pytest.mark.parametrize(
+    "command",
+    [pytest.param(c, marks=pytest.mark.slow if c in SLOW else (), id=c) for c in runnable(README)],
+)
 def test_a_command_of_the_readme_runs(command: str, sandbox: Path) -> None:
     assert "pip " not in command, "an install would change the environment of the tests; see INSTALLS"
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
