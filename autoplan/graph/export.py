@@ -14,12 +14,12 @@ from typing import Any
 
 import torch
 from torch import fx, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.export.graph_signature import InputKind
 
-from autoplan.errors import TraceError
+from autoplan.errors import AutoplanError, TraceError
 
-__all__ = ["CleanGraph", "export_clean"]
+__all__ = ["CleanGraph", "export_clean", "not_captured"]
 
 _aten = torch.ops.aten
 _DROPPED = (_aten._assert_tensor_metadata.default, _aten._assert_async.msg, _aten._assert_async.default)
@@ -40,9 +40,16 @@ class CleanGraph:
 
 
 def export_clean(
-    module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], mode: FakeTensorMode, path: str
+    module: nn.Module,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    mode: FakeTensorMode,
+    path: str,
+    root: str = "",
 ) -> CleanGraph:
-    """Export ``module`` on fake ``args`` and ``kwargs``; ``path`` is its name in error messages.
+    """Export ``module`` on fake ``args`` and ``kwargs``.
+
+    ``path`` is its name in error messages, which leave ``root`` out of the names of its tensors.
 
     Raises:
         TraceError: torch.export cannot capture the module, or it changes a tensor in place that
@@ -53,24 +60,29 @@ def export_clean(
             program = torch.export.export(module, args, kwargs, strict=False)
             if _mutates(program.graph):
                 program = program.run_decompositions({})
-    except TraceError:
+    except AutoplanError:
         raise
     except Exception as error:
-        raise TraceError(
-            path or type(module).__name__,
-            _first_line(error),
-            "a module that torch.export captures",
-            "see the line named by torch.export.export(module, args, strict=False) and make its shapes independent of data",
-        ) from error
+        raise not_captured(path or type(module).__name__, error) from error
     if program.graph_signature.buffers_to_mutate or program.graph_signature.user_inputs_to_mutate:
-        names = sorted(program.graph_signature.buffers_to_mutate.values())
+        names = sorted(n.removeprefix(root) for n in program.graph_signature.buffers_to_mutate.values())
         raise TraceError(
             path,
             names,
             "no buffer that forward changes",
             "freeze these buffers, or call model.eval() on their module",
         )
-    return _clean(program)
+    return _clean(program, path, root)
+
+
+def not_captured(path: str, error: Exception) -> TraceError:
+    """What to say when torch cannot run the module at ``path`` on fake tensors."""
+    return TraceError(
+        path,
+        _first_line(error),
+        "a module that torch.export captures",
+        "see the line named by torch.export.export(module, args, strict=False) and make its shapes independent of data",
+    )
 
 
 def _first_line(error: Exception) -> str:
@@ -87,14 +99,17 @@ def _mutates(graph: fx.Graph) -> bool:
     )
 
 
-def _clean(program: torch.export.ExportedProgram) -> CleanGraph:
+def _clean(program: torch.export.ExportedProgram, path: str, root: str) -> CleanGraph:
     source = program.graph
     graph = fx.Graph()
     env: dict[fx.Node, Any] = {}
     result = CleanGraph(graph, [], {}, {})
     specs = {spec.arg.name: spec for spec in program.graph_signature.input_specs}
     for node in source.nodes:
-        if node.op == "placeholder":
+        if node.op == "placeholder" and specs[node.name].kind is InputKind.CONSTANT_TENSOR:
+            full = f"{path}.{str(specs[node.name].target).removeprefix(root)}"
+            env[node] = _constant(program.constants[str(specs[node.name].target)], node, graph, full)
+        elif node.op == "placeholder":
             _place(node, specs[node.name], program, env, result)
     _copy_body(source, program.graph_module, graph, env)
     outputs = next(node for node in source.nodes if node.op == "output").args[0]
@@ -114,7 +129,7 @@ def _place(
 ) -> None:
     graph = result.graph
     value = node.meta.get("val")
-    if spec.kind in (InputKind.PARAMETER, InputKind.BUFFER, InputKind.CONSTANT_TENSOR):
+    if spec.kind in (InputKind.PARAMETER, InputKind.BUFFER):
         new = graph.create_node("get_attr", spec.target, name=node.name)
         table = result.parameters if spec.kind is InputKind.PARAMETER else result.buffers
         table[new.name] = spec.target
@@ -129,6 +144,21 @@ def _place(
         return
     new.meta.update(node.meta)
     env[node] = new
+
+
+def _constant(value: Any, node: fx.Node, graph: fx.Graph, name: str) -> fx.Node:
+    """A number that forward made into a tensor is made so again; any other tensor must belong to the model."""
+    if value.numel() != 1 or isinstance(value, FakeTensor):
+        raise TraceError(
+            name,
+            f"a constant tensor of shape {tuple(value.shape)}",
+            "only parameters, buffers, and what forward makes from its inputs",
+            f"register it: self.register_buffer({name.rpartition('.')[2]!r}, tensor, persistent=False)",
+        )
+    arguments = (list(value.shape), value.item())
+    made = graph.call_function(_aten.full.default, arguments, {"dtype": value.dtype, "device": value.device})
+    made.meta.update(node.meta)
+    return made
 
 
 def _copy_body(source: fx.Graph, owner: fx.GraphModule, graph: fx.Graph, env: dict[fx.Node, Any]) -> None:

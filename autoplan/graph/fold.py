@@ -2,30 +2,36 @@
 
 Most of a model's depth is siblings in one ``ModuleList`` or ``Sequential`` that differ only in the
 values of their parameters. Two siblings are copies of one block when their *signatures* are equal:
-class, parameters and buffers (name, shape, dtype, requires_grad), the plain attributes of every
-submodule, and so on down the tree. An integer attribute that merely counts the siblings
-(``layer_idx``) is left out of the signature; that the last copy really traces to the same graph as
-the first is checked when they are traced.
+class, parameters and buffers (name, shape, dtype, requires_grad), the plain attributes and hooks of
+every submodule, and so on down the tree. An integer attribute that merely counts the siblings
+(``layer_idx``) is left out of the signature. When they are traced, the last copy is checked to give the
+same graph as the first, and so is every copy if forward reads such a counter.
 """
 
 from __future__ import annotations
 
+import enum
+import functools
+import types
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import nn
 
 __all__ = ["Repeat", "find_repeats"]
 
-_PLAIN = (bool, int, float, str, type(None))
+_PLAIN = (bool, int, float, str, type(None), type, enum.Enum, types.FunctionType, types.BuiltinFunctionType,
+          types.MethodType, functools.partial, torch.dtype, torch.device)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
 class Repeat:
-    """Copies of one block: module paths in order, and the modules."""
+    """Copies of one block: module paths in order, the modules, and the attributes that only count them."""
 
     paths: tuple[str, ...]
     modules: tuple[nn.Module, ...]
+    counters: frozenset[str] = frozenset()
 
 
 def find_repeats(model: nn.Module) -> list[Repeat]:
@@ -43,17 +49,20 @@ def find_repeats(model: nn.Module) -> list[Repeat]:
 def _visit(module: nn.Module, path: str, shared: set[int], repeats: list[Repeat]) -> None:
     folded: set[str] = set()
     if isinstance(module, nn.ModuleList | nn.Sequential):
-        for names in _copies(module, shared).values():
+        copies, counters = _copies(module, shared)
+        for names in copies.values():
             if len(names) > 1:
                 folded.update(names)
                 paths = tuple(f"{path}.{name}" if path else name for name in names)
-                repeats.append(Repeat(paths, tuple(module._modules[name] for name in names)))  # type: ignore[arg-type]
+                modules = tuple(module._modules[name] for name in names)
+                repeats.append(Repeat(paths, modules, counters))  # type: ignore[arg-type]
     for name, child in module.named_children():
         if name not in folded:
             _visit(child, f"{path}.{name}" if path else name, shared, repeats)
 
 
-def _copies(container: nn.Module, shared: set[int]) -> dict[Any, list[str]]:
+def _copies(container: nn.Module, shared: set[int]) -> tuple[dict[Any, list[str]], frozenset[str]]:
+    """The names of the children that have one signature, by signature; and the counters left out of it."""
     children = [
         (name, child)
         for name, child in container.named_children()
@@ -65,7 +74,7 @@ def _copies(container: nn.Module, shared: set[int]) -> dict[Any, list[str]]:
     groups: dict[Any, list[str]] = {}
     for name, child in children:
         groups.setdefault(_signature(child, counters), []).append(name)
-    return groups
+    return groups, frozenset(counters)
 
 
 def _shared_parameters(model: nn.Module) -> set[int]:
@@ -108,7 +117,7 @@ def _signature(module: nn.Module, counters: set[str]) -> Any:
         if t is not None
     )
     plain = tuple(
-        (name, repr(value))
+        (name, _shown(value))
         for name, value in sorted(vars(module).items())
         if not name.startswith("__") and name not in counters and _is_plain(value)
     )
@@ -116,7 +125,16 @@ def _signature(module: nn.Module, counters: set[str]) -> Any:
     return type(module), tensors, plain, children
 
 
+def _shown(value: Any) -> str:
+    """A function made anew for each copy is the same one, if it holds nothing of its own."""
+    if isinstance(value, types.FunctionType) and value.__closure__ is None:
+        return f"{value.__code__} {value.__defaults__} {value.__kwdefaults__}"
+    return repr(value)
+
+
 def _is_plain(value: Any) -> bool:
     if isinstance(value, tuple | list):
         return all(_is_plain(item) for item in value)
+    if isinstance(value, dict):
+        return all(_is_plain(item) for pair in value.items() for item in pair)
     return isinstance(value, _PLAIN)

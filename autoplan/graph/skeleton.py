@@ -18,7 +18,8 @@ import torch.utils._pytree as pytree
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from autoplan.errors import TraceError
+from autoplan.errors import AutoplanError, TraceError
+from autoplan.graph.export import not_captured
 from autoplan.graph.fold import Repeat
 
 __all__ = ["BlockCall", "BlockStub", "Skeleton", "build_skeleton"]
@@ -76,8 +77,13 @@ def _block_fake(tensors: list[Tensor], call: int) -> list[Tensor]:
     if key in _OUTPUTS:
         leaves, record.output_spec = _OUTPUTS[key]
         return [torch.empty_like(leaf) for leaf in leaves]
-    with torch.no_grad():
-        output = record.block(*args, **kwargs)
+    try:
+        with torch.no_grad():
+            output = record.block(*args, **kwargs)
+    except AutoplanError:
+        raise
+    except Exception as error:
+        raise not_captured(record.path, error) from error
     leaves, record.output_spec = pytree.tree_flatten(output)
     _OUTPUTS[key] = (leaves, record.output_spec)
     if not all(isinstance(leaf, Tensor) for leaf in leaves):
@@ -89,19 +95,22 @@ def _block_fake(tensors: list[Tensor], call: int) -> list[Tensor]:
 
 
 class BlockStub(nn.Module):
-    """Stands where a repeated block stood."""
+    """Stands where a repeated block stood. Its parent may read the block's attributes (its attention's type)."""
 
-    def __init__(self, repeat: int, path: str, block: nn.Module) -> None:
+    def __init__(self, repeat: int, path: str, block: nn.Module, counters: dict[str, int]) -> None:
         super().__init__()
-        self.repeat = repeat
-        self.path = path
-        self.__dict__["block"] = block  # not a submodule: its parameters are not the skeleton's
+        self._stub = repeat, path
+        self.__dict__.update(counters)
+        self.__dict__["_block"] = block  # not a submodule: its parameters are not the skeleton's
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.__dict__["_block"], name)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         leaves, spec = pytree.tree_flatten((args, kwargs))
         tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
         slots = [_SLOT if isinstance(leaf, Tensor) else leaf for leaf in leaves]
-        record = BlockCall(self.repeat, self.path, self.__dict__["block"], slots, spec)
+        record = BlockCall(*self._stub, self.__dict__["_block"], slots, spec)
         _ACTIVE.append(record)
         outputs = torch.ops.autoplan.block(tensors, len(_ACTIVE) - 1)
         assert record.output_spec is not None
@@ -110,16 +119,26 @@ class BlockStub(nn.Module):
 
 @dataclass(slots=True)
 class Skeleton:
-    """A fake copy of a model with stubs in it. ``calls`` fills when it is traced."""
+    """A fake copy of a model with stubs in it. ``calls`` fills when it is traced.
+
+    ``counted`` tells of each repeat whether the forward of its first copy has read an attribute that counts.
+    """
 
     module: nn.Module
     mode: FakeTensorMode
-    blocks: list[nn.Module]
-    last_blocks: list[nn.Module]
+    repeats: list[Repeat]
+    dtype: torch.dtype | None
+    counted: list[set[str]]
 
     @property
     def calls(self) -> list[BlockCall]:
         return list(_ACTIVE)
+
+    def other_copies(self, repeat: int) -> list[nn.Module]:
+        """Fake copies of the blocks that may differ from the first: the last, or all if a counter was read."""
+        modules = self.repeats[repeat].modules
+        others = modules[1:] if self.counted[repeat] else modules[-1:]
+        return [_fake_copy(module, {}, self.mode, self.dtype) for module in others]
 
     def reset(self) -> None:
         """Forget the calls of an earlier trace."""
@@ -133,13 +152,33 @@ def build_skeleton(model: nn.Module, repeats: list[Repeat], dtype: torch.dtype |
     ``dtype``: what floating-point parameters are cast to (the compute dtype); None keeps each one's own.
     """
     mode = FakeTensorMode(allow_non_fake_inputs=True)
-    blocks = [_fake_copy(repeat.modules[0], {}, mode, dtype) for repeat in repeats]
-    lasts = [_fake_copy(repeat.modules[-1], {}, mode, dtype) for repeat in repeats]
     memo: dict[int, Any] = {}
+    counted: list[set[str]] = []
     for index, repeat in enumerate(repeats):
+        block = _fake_copy(repeat.modules[0], {}, mode, dtype)
+        counted.append(_watch(block, repeat.counters))
         for path, module in zip(repeat.paths, repeat.modules, strict=True):
-            memo[id(module)] = BlockStub(index, path, blocks[index])
-    return Skeleton(_fake_copy(model, memo, mode, dtype), mode, blocks, lasts)
+            counters = {name: value for name, value in vars(module).items() if name in repeat.counters}
+            memo[id(module)] = BlockStub(index, path, block, counters)
+    return Skeleton(_fake_copy(model, memo, mode, dtype), mode, repeats, dtype, counted)
+
+
+def _watch(block: nn.Module, counters: frozenset[str]) -> set[str]:
+    """A set that fills with those of the attributes ``counters`` that the block's modules read."""
+    read: set[str] = set()
+
+    def watched(name: str) -> property:
+        def get(module: nn.Module) -> Any:
+            read.add(name)
+            return vars(module)[name]
+
+        return property(get)
+
+    for module in block.modules():
+        if names := counters & vars(module).keys():
+            own = type(module)
+            module.__class__ = type(own.__name__, (own,), {name: watched(name) for name in names})
+    return read
 
 
 def _fake_copy(
@@ -149,7 +188,7 @@ def _fake_copy(
     filled = dict(memo)
     _fake_tensors(module, filled, mode, dtype)
     try:
-        return copy.deepcopy(module, filled)
+        made = copy.deepcopy(module, filled)
     except Exception as error:
         raise TraceError(
             type(module).__name__,
@@ -157,6 +196,16 @@ def _fake_copy(
             "a module that copy.deepcopy accepts",
             "remove attributes that cannot be copied (locks, generators, open files)",
         ) from error
+    _without_cache(made)
+    return made
+
+
+def _without_cache(module: nn.Module) -> None:
+    """Turn off the key-value cache that Hugging Face models fill by default: training reads nothing from it."""
+    for part in module.modules():
+        config = getattr(part, "config", None)
+        if getattr(config, "use_cache", False) is True:
+            config.use_cache = False
 
 
 def _fake_tensors(

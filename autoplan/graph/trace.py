@@ -50,12 +50,9 @@ def trace(
     skeleton = build_skeleton(model, find_repeats(model), dtype)
     names, tensors, spec = flatten_batch(batch)
     step = _Step(skeleton.module, spec, loss)
-    step.train(model.training)
-    for block in (*skeleton.blocks, *skeleton.last_blocks):
-        block.train(model.training)
     skeleton.reset()
     fakes = tuple(_fake_input(tensor, dtype, skeleton.mode) for tensor in tensors)
-    outer = export_clean(step, fakes, {}, skeleton.mode, type(model).__name__)
+    outer = export_clean(step, fakes, {}, skeleton.mode, type(model).__name__, root="model.")
     _rename_inputs(outer, names)
     builder = _Builder(outer, skeleton, model)
     shapes = {
@@ -85,10 +82,15 @@ def flatten_batch(batch: Any) -> tuple[list[str], list[Tensor], pytree.TreeSpec]
         tensors.append(leaf)
     if not tensors:
         raise ModelError("batch", batch, "at least one tensor", "pass an example of the global batch")
+    rows = {
+        label: tensor.shape[0] if tensor.dim() else None for label, tensor in zip(names, tensors, strict=True)
+    }
+    first = next((count for count in rows.values() if count is not None), "the number of samples")
     for label, tensor in zip(names, tensors, strict=True):
-        if tensor.dim() == 0 or tensor.shape[0] != tensors[0].shape[0]:
+        if rows[label] != first:
+            like = f", as in batch.{names[0]}" if label != names[0] else ""
             raise ModelError(
-                f"batch.{label}", tuple(tensor.shape), f"dim 0 of {tensors[0].shape[0]}, as in batch.{names[0]}",
+                f"batch.{label}", tuple(tensor.shape), f"dim 0 of {first}{like}",
                 "give every tensor of the batch one row per sample",
             )  # fmt: skip
     return names, tensors, spec
@@ -218,7 +220,7 @@ class _Builder:
         key = (call.signature(), causal)
         if key not in keys:
             keys[key] = self._export(call, causal, len(keys))
-            self._check_last(call, keys[key])
+            self._check_copies(call, causal, keys[key])
         kind = keys[key]
         reads = tuple(link.reads[index] for index in kind.kept)
         block = kinds.get(kind.name)
@@ -233,25 +235,32 @@ class _Builder:
         return Unit(call.path, kind.name, call.path, reads, tuple(link.writes)), block
 
     def _export(self, call: BlockCall, causal: tuple[bool, ...], number: int) -> _Kind:
-        args, kwargs = call.arguments(_fresh(call.inputs, self.skeleton.mode))
-        clean = export_clean(call.block, args, kwargs, self.skeleton.mode, call.path)
-        for name, is_mask in zip(clean.inputs, causal, strict=True):
-            if is_mask:
-                make_causal(clean.graph, name)
+        clean = self._capture(call.block, call, causal)
         present = {n.name for n in clean.graph.nodes if n.op == "placeholder"}
         kept = [i for i, name in enumerate(clean.inputs) if name in present]
         return _Kind(f"{type(call.block).__name__}_{number}", clean, kept, [])
 
-    def _check_last(self, call: BlockCall, kind: _Kind) -> None:
-        """The last copy must trace to what the first did, or an attribute left out of the signature matters."""
-        last = self.skeleton.last_blocks[call.repeat]
+    def _capture(self, block: nn.Module, call: BlockCall, causal: tuple[bool, ...]) -> CleanGraph:
         args, kwargs = call.arguments(_fresh(call.inputs, self.skeleton.mode))
-        other = export_clean(last, args, kwargs, self.skeleton.mode, call.path)
-        if _text(other.graph, masks=True) != _text(kind.clean.graph, masks=True):
-            raise TraceError(
-                call.path, "copies whose graphs differ", "copies of one block that differ in parameters only",
-                "make what differs a plain attribute of the block, so that it is seen as a different block",
-            )  # fmt: skip
+        clean = export_clean(block, args, kwargs, self.skeleton.mode, call.path)
+        for name, is_mask in zip(clean.inputs, causal, strict=True):
+            if is_mask:
+                make_causal(clean.graph, name)
+        return clean
+
+    def _check_copies(self, call: BlockCall, causal: tuple[bool, ...], kind: _Kind) -> None:
+        """Other copies must trace to what the first did, or an attribute left out of the signature matters."""
+        expected = _text(kind.clean.graph)
+        for module in self.skeleton.other_copies(call.repeat):
+            if _text(self._capture(module, call, causal).graph) != expected:
+                read = ", ".join(sorted(self.skeleton.counted[call.repeat]))
+                raise TraceError(
+                    call.path,
+                    f"copies whose graphs differ{f' by {read}' if read else ''}",
+                    "copies of one block that differ in parameters only",
+                    "make what differs a plain attribute of the block other than its number, so that it is seen "
+                    "as a different block",
+                )
 
     def _outer(self, link: Link, differentiable: set[str]) -> tuple[Unit, Block]:
         assert link.graph is not None
@@ -352,23 +361,14 @@ def _fresh(tensors: list[Tensor], mode: FakeTensorMode) -> list[Tensor]:
         return [torch.empty_strided(t.shape, t.stride(), dtype=t.dtype, device="cpu") for t in tensors]
 
 
-def _text(graph: fx.Graph, masks: bool = False) -> list[str]:
-    """A graph as lines that do not depend on names given to attention's mask (``masks``) or to nodes."""
-    number = {
-        node: index for index, node in enumerate(n for n in graph.nodes if n.op != "placeholder" or n.users)
-    }
-    lines = []
-    for node in graph.nodes:
-        if node.op == "placeholder":
-            continue
-        args, kwargs = fx.map_arg(
-            (node.args, node.kwargs), lambda n: f"%{n.name}" if n.op != "call_function" else f"%{number[n]}"
-        )
-        if masks and node.target is torch.ops.aten.scaled_dot_product_attention.default:
-            args, kwargs = args[:3], {}
-        target = node.target if node.op != "get_attr" else "attr"
-        lines.append(f"{node.op} {target} {args if not masks else len(args)} {kwargs}")
-    return lines
+def _text(graph: fx.Graph) -> list[str]:
+    """A graph as lines that do not depend on the names of its ops."""
+    calls = [node for node in graph.nodes if node.op == "call_function"]
+    number = {node: f"%{index}" for index, node in enumerate(calls)}
+    return [
+        str((n.target, fx.map_arg((n.args, n.kwargs), lambda source: number.get(source, source.name))))
+        for n in calls
+    ]
 
 
 def _tied(

@@ -1,0 +1,102 @@
+"""How micro-batches' losses are weighed: with the weight that tracing finds, parts add up to the whole."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from graph_runner import run
+from torch import Tensor, nn
+
+from autoplan.errors import TraceError
+from autoplan.graph.ir import ModelGraph
+from autoplan.graph.trace import trace
+
+CLASSES = 6
+
+
+def batch_of(samples: int, ignored: int = -100) -> dict[str, Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    labels = torch.randint(0, CLASSES, (samples, 5), generator=generator)
+    for row in range(samples):
+        labels[row, :row] = ignored
+    return {"input": torch.randn(samples, 5, 8, generator=generator), "labels": labels}
+
+
+class Classifier(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.linear = nn.Linear(8, CLASSES)
+
+    def forward(self, input: Tensor, labels: Tensor) -> Tensor:
+        return self.linear(input)
+
+
+def cross_entropy(out: Tensor, labels: Tensor, **options: Any) -> Tensor:
+    return F.cross_entropy(out.flatten(0, 1), labels.flatten(), **options)
+
+
+WEIGHED = {
+    "plain": lambda out, batch: cross_entropy(out, batch["labels"]),
+    "another ignored": lambda out, batch: cross_entropy(out, batch["labels"], ignore_index=2),
+    "smoothed": lambda out, batch: cross_entropy(out, batch["labels"], label_smoothing=0.1),
+    "scaled": lambda out, batch: 0.5 * cross_entropy(out, batch["labels"]) / 3,
+    "wide": lambda out, batch: cross_entropy(out.double(), batch["labels"]).float(),
+    "classes second": lambda out, batch: F.cross_entropy(out.transpose(1, 2), batch["labels"]),
+    "shifted": lambda out, batch: F.cross_entropy(
+        out[:, :-1].reshape(-1, CLASSES), batch["labels"][:, 1:].reshape(-1)
+    ),
+}
+EQUAL = {
+    "squared": lambda out, batch: F.mse_loss(out, batch["input"][..., :CLASSES]),
+    "absolute": lambda out, batch: F.l1_loss(out, batch["input"][..., :CLASSES]),
+    "smooth": lambda out, batch: F.smooth_l1_loss(out, batch["input"][..., :CLASSES]),
+    "binary": lambda out, batch: F.binary_cross_entropy_with_logits(
+        out, batch["input"][..., :CLASSES].sigmoid()
+    ),
+    "probabilities": lambda out, batch: cross_entropy_soft(out, batch),
+    "mean": lambda out, batch: -out.log_softmax(-1).mean(),
+}
+
+
+def cross_entropy_soft(out: Tensor, batch: dict[str, Tensor]) -> Tensor:
+    return F.cross_entropy(out.flatten(0, 1), batch["input"][..., :CLASSES].softmax(-1).flatten(0, 1))
+
+
+def parts(graph: ModelGraph, model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
+    """The whole batch's loss, put together from those of micro-batches of two samples."""
+    losses, weights = [], []
+    for start in range(0, len(batch["input"]), 2):
+        chain = run(graph, model, {key: value[start : start + 2] for key, value in batch.items()})
+        losses.append(chain[graph.loss])
+        weights.append(chain[graph.weight] if graph.weight else torch.ones(()))
+    weight = torch.stack(weights).float()
+    return (torch.stack(losses) * weight).sum() / weight.sum()
+
+
+@pytest.mark.parametrize("name", [*WEIGHED, *EQUAL])
+def test_the_parts_add_up_to_the_whole(name: str) -> None:
+    loss = (WEIGHED | EQUAL)[name]
+    model, batch = Classifier(), batch_of(4, 2 if name == "another ignored" else -100)
+    graph = trace(model, {key: value[:2] for key, value in batch.items()}, loss)
+    assert (graph.weight is not None) == (name in WEIGHED)
+    torch.testing.assert_close(parts(graph, model, batch), loss(model(**batch), batch))
+
+
+@pytest.mark.parametrize(
+    ("loss", "value"),
+    [
+        (lambda out, batch: cross_entropy(out, batch["labels"], reduction="sum"), "reduction='sum'"),
+        (lambda out, batch: cross_entropy(out, batch["labels"], weight=torch.ones(CLASSES)), "weight=…"),
+        (lambda out, batch: cross_entropy(out, out.argmax(-1)), "targets"),
+    ],
+    ids=["summed", "weighted", "targets of its own"],
+)
+def test_a_cross_entropy_whose_parts_do_not_add_up(loss: Any, value: str) -> None:
+    with pytest.raises(TraceError, match="loss") as caught:
+        trace(Classifier(), batch_of(2), loss)
+    assert caught.value.field == "loss"
+    assert value in str(caught.value)
