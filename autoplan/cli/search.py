@@ -254,7 +254,7 @@ def _graphs(source: ModelSource, job: Job, progress: LateProgress) -> Any:
 
     @functools.cache
     def graph_at(micro_batch: int) -> ModelGraph:
-        progress.update(f"tracing {source.name} at {micro_batch} samples")
+        progress.update(f"tracing {source.name} at micro-batch {micro_batch}")
         return trace(model, source.example_batch(micro_batch), source.loss, job.precision, source.name)
 
     return graph_at
