@@ -159,7 +159,8 @@ def local_call(
     if summed:
         ignored = argument(node, 4, "ignore_index", -100)
         args, kwargs = args[:3], {**kwargs, "reduction": 2, "ignore_index": ignored}
-    if strategy.output.is_shard:
+    # Always for a view: a gathered input has other strides than the one that was traced, and view minds them.
+    if strategy.output.is_shard or node.target in _SIZED:
         return _resize(node, strategy.output, args, kwargs, local.degree)
     return node.target, args, kwargs
 

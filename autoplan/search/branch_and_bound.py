@@ -151,13 +151,14 @@ class BranchAndBound:
         staging = self.space.solve(entry.degrees, choice)
         if staging is None:
             return
+        # Whatever the exact price says of this staging, no staging of these degrees beats its bound.
+        self._least_solved_s = min(self._least_solved_s, max(entry.bound_s, staging.bound_s))
         candidate = self.space.candidate(entry.degrees, choice, staging.stages)
         if not candidate.estimate.fits:
             return
         self._priced.add(entry.degrees)
         self.found.append(candidate)
         self._best_s = min(self._best_s, candidate.estimate.step_time_s)
-        self._least_solved_s = min(self._least_solved_s, max(entry.bound_s, staging.bound_s))
         if self.progress is not None:
             self.progress(
                 f"{len(self.found)} plans priced, {len(self._queue)} candidates open, best step {self._best_s:.3f} s"
