@@ -204,7 +204,7 @@ def _without_cache(module: nn.Module) -> None:
     """Turn off the key-value cache that Hugging Face models fill by default: training reads nothing from it."""
     for part in module.modules():
         config = getattr(part, "config", None)
-        if getattr(config, "use_cache", False) is True:
+        if config is not None and getattr(config, "use_cache", False) is True:
             config.use_cache = False
 
 
