@@ -100,3 +100,36 @@ def test_a_cross_entropy_whose_parts_do_not_add_up(loss: Any, value: str) -> Non
         trace(Classifier(), batch_of(2), loss)
     assert caught.value.field == "loss"
     assert value in str(caught.value)
+
+
+MIXED = {
+    "sum over samples first": lambda out, batch: out.sum(0).square().mean(),
+    "batch statistics": lambda out, batch: (out - out.mean()).square().mean(),
+    "softmax over samples": lambda out, batch: out.softmax(0).square().mean(),
+    "largest of the batch": lambda out, batch: (out / out.amax()).square().mean(),
+}
+
+
+@pytest.mark.parametrize("name", MIXED)
+@pytest.mark.parametrize("samples", [1, 3])
+def test_samples_that_meet_before_the_mean_are_refused(name: str, samples: int) -> None:
+    with pytest.raises(TraceError, match="samples that meet in the final mean only"):
+        trace(Classifier(), batch_of(samples), MIXED[name])
+
+
+class _Positions(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(8, CLASSES)
+
+    def forward(self, input: Tensor) -> Tensor:
+        return (self.linear(input) * torch.arange(CLASSES)).square().mean()
+
+
+def test_what_a_graph_makes_is_made_where_the_rank_computes() -> None:
+    from autoplan.rewrite.stage_module import free_module
+
+    graph = trace(_Positions(), torch.zeros(2, 5, 8))
+    (name,) = (name for unit in graph.units for name in unit.arguments if name.startswith("free."))
+    assert free_module(graph, [name], {}, torch.device("meta"))()[0].device.type == "meta"
+    assert free_module(graph, [name], {}, torch.device("cpu"))()[0].device.type == "cpu"

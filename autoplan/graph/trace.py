@@ -20,6 +20,7 @@ from autoplan.graph.export import CleanGraph, export_clean
 from autoplan.graph.fold import find_repeats
 from autoplan.graph.ir import Block, ModelGraph, Unit
 from autoplan.graph.loss_weight import find_weight
+from autoplan.graph.separable import check_separable
 from autoplan.graph.skeleton import BlockCall, Skeleton, build_skeleton
 from autoplan.precision import Precision
 
@@ -195,6 +196,8 @@ class _Builder:
             units.append(unit)
             differentiable |= set(link.writes)
         weight = self._weight()
+        for block in kinds.values():
+            check_separable(block, self.chain.loss if self.chain.loss in block.outputs else None)
         self._prune_free(units, weight)
         free = analyse(
             "free", "", self.chain.free, {}, self._buffers(self.chain.free), set(), self.skeleton.mode

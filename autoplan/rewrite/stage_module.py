@@ -14,7 +14,7 @@ from autoplan.graph.ir import ModelGraph, Unit, Value
 from autoplan.graph.layout import Layout
 from autoplan.plan import Plan
 from autoplan.rewrite.local_graph import LocalBlock
-from autoplan.rewrite.unit_module import UnitModule, attach, build_unit, full_name, local_parameter
+from autoplan.rewrite.unit_module import UnitModule, attach, build_unit, full_name, local_parameter, put_on
 
 __all__ = ["StageModule", "Wire", "build_stage", "free_module", "wires_into"]
 
@@ -79,11 +79,12 @@ def build_stage(
     model: nn.Module,
     tp_mesh: DeviceMesh | None,
     master: torch.dtype | None,
+    device: torch.device,
 ) -> StageModule:
     """Make stage ``stage`` of ``plan`` for this rank, copying its weights out of ``model``.
 
     ``tp_mesh`` is the tensor-parallel axis, None when tp is 1. ``master`` is the dtype that floating-point
-    parameters are kept in; None keeps each one's own.
+    parameters are kept in; None keeps each one's own. ``device``: where the rank computes.
     """
     names = set(plan.stages[stage].units)
     chain = [unit for unit in graph.units if unit.name in names]
@@ -115,12 +116,18 @@ def build_stage(
             (
                 unit,
                 build_unit(
-                    unit, local, unit.name in plan.stages[stage].recompute, parameters, buffers, summed
+                    unit,
+                    local,
+                    unit.name in plan.stages[stage].recompute,
+                    parameters,
+                    buffers,
+                    summed,
+                    device,
                 ),
             )
         )
     free_names = sorted({name for unit in chain for name in unit.arguments if name.startswith("free.")})
-    free = free_module(graph, free_names, buffers)
+    free = free_module(graph, free_names, buffers, device)
     last = stage == plan.pp - 1
     reads = wires_into(graph, plan, stage)
     writes = [] if last else wires_into(graph, plan, stage + 1)
@@ -134,8 +141,10 @@ def _loss_node(graph: ModelGraph, unit: Unit) -> str | None:
     return next(op.name for op in reversed(graph.kinds[unit.kind].ops) if "cross_entropy_loss" in op.target)
 
 
-def free_module(graph: ModelGraph, names: list[str], buffers: Mapping[str, Tensor]) -> fx.GraphModule:
-    """A module that computes the free values ``names`` from the batch."""
+def free_module(
+    graph: ModelGraph, names: list[str], buffers: Mapping[str, Tensor], device: torch.device
+) -> fx.GraphModule:
+    """A module that computes the free values ``names`` from the batch, on ``device``."""
     root = nn.Module()
     for relative in graph.free.buffers.values():
         attach(root, relative, buffers[relative])
@@ -150,6 +159,7 @@ def free_module(graph: ModelGraph, names: list[str], buffers: Mapping[str, Tenso
     for node in list(new.nodes):
         if node.op in ("placeholder", "get_attr") and not node.users:
             new.erase_node(node)
+    put_on(new, device)
     return fx.GraphModule(root, new, class_name="Free")
 
 

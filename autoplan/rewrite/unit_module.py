@@ -16,7 +16,7 @@ from autoplan.graph.layout import Layout
 from autoplan.rewrite.local_graph import LocalBlock, localise
 from autoplan.rewrite.move import shard_of
 
-__all__ = ["ParameterSource", "UnitModule", "build_unit", "local_parameter"]
+__all__ = ["ParameterSource", "UnitModule", "build_unit", "local_parameter", "put_on"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +52,7 @@ def build_unit(
     parameters: Mapping[str, nn.Parameter],
     buffers: Mapping[str, Tensor],
     summed_loss: str | None,
+    device: torch.device,
 ) -> UnitModule:
     """Make the module of ``unit``.
 
@@ -62,6 +63,7 @@ def build_unit(
         parameters: this rank's parameters, by their names in the user's model.
         buffers: the user's model's buffers, by name.
         summed_loss: see ``localise``.
+        device: where the unit's own tensors (positions, constants) are made.
     """
     root = nn.Module()
     sources: dict[str, ParameterSource] = {}
@@ -72,6 +74,7 @@ def build_unit(
     for relative in local.block.buffers.values():
         attach(root, relative, buffers[full_name(unit, relative)])
     graph = localise(local, summed_loss) if local.degree > 1 or summed_loss else _unchanged(local.block)
+    put_on(graph, device)
     return UnitModule(fx.GraphModule(root, graph, class_name=_class_name(unit)), sources, recompute)
 
 
@@ -88,6 +91,13 @@ def _unchanged(block: Block) -> fx.Graph:
     graph = fx.Graph()
     graph.output(graph.graph_copy(block.graph, {}))
     return graph
+
+
+def put_on(graph: fx.Graph, device: torch.device) -> None:
+    """Make on ``device`` what ``graph`` makes; models are traced on the CPU, and say so in every factory call."""
+    for node in graph.nodes:
+        if node.op == "call_function" and "device" in node.kwargs:
+            node.kwargs = {**node.kwargs, "device": device}
 
 
 def attach(root: nn.Module, name: str, tensor: Tensor) -> None:

@@ -82,7 +82,7 @@ def parallelize(
     world = lay_mesh(plan, started)
     master = {"bf16": torch.float32, "fp32": torch.float32, "fp64": torch.float64}[plan.precision.value]
     tp_axis = world.axis("tp") if plan.tp > 1 else None
-    stage = build_stage(graph, plan, world.pp_rank, model, tp_axis, master).to(world.device)
+    stage = build_stage(graph, plan, world.pp_rank, model, tp_axis, master, world.device).to(world.device)
     stage.train(model.training)
     shard_state(stage, plan, world)
     return Program(stage, plan, graph, world, optimizer or _adamw, model)

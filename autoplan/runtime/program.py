@@ -206,4 +206,4 @@ def _weight_module(graph: ModelGraph, model: nn.Module, world: World) -> fx.Grap
     """Counts the targets of a micro-batch that are not ignored."""
     assert graph.weight is not None
     buffers = {name: tensor.to(world.device) for name, tensor in model.named_buffers(remove_duplicate=False)}
-    return free_module(graph, [graph.weight], buffers)
+    return free_module(graph, [graph.weight], buffers, world.device)
