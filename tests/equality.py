@@ -15,6 +15,8 @@ import autoplan
 from autoplan.graph.axes import strategies, value_layouts
 from autoplan.graph.ir import Block, ModelGraph
 from autoplan.graph.layout import Layout
+from autoplan.graph.sources.builtin import build_decoder
+from autoplan.graph.sources.sizes import DecoderConfig
 from autoplan.graph.trace import trace
 from autoplan.plan import Plan, Precision, StagePlan
 
@@ -79,6 +81,12 @@ def make(name: str, dtype: str) -> tuple[nn.Module, Any]:
     if name.startswith("gpt"):
         model = PlainGPT(tied=name != "gpt-untied")
         return (model.double() if dtype == "fp64" else model), gpt_loss
+    if name == "moe":
+        config = DecoderConfig(
+            "rotary", VOCAB, 32, 2, 4, 2, 8, 48, SEQ, "a small Mixtral", experts=4, experts_per_token=2
+        )
+        model = build_decoder(config)
+        return (model.double() if dtype == "fp64" else model), None
     from transformers import LlamaConfig, LlamaForCausalLM
 
     config = LlamaConfig(
@@ -174,7 +182,7 @@ def reference(case: Case, steps: int = 3) -> tuple[list[float], dict[str, Tensor
         batch = make_batch(case.model, case.global_batch, step)
         optimizer.zero_grad()
         output = model(**batch)
-        value = loss(output, batch) if loss else output.loss
+        value = loss(output, batch) if loss else getattr(output, "loss", output)
         value.backward()
         if step == 0:
             gradients = {n: p.grad.clone() for n, p in model.named_parameters()}

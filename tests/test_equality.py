@@ -18,6 +18,7 @@ _ONE = [
     Case(micro_batch=2, num_micro_batches=3, recompute="mixed"),
     Case("llama", micro_batch=2, recompute="full"),
     Case("llama-tied", dtype="fp32"),
+    Case("moe", micro_batch=2),
 ]
 _TWO = [
     Case(dp=2),
@@ -29,6 +30,9 @@ _TWO = [
     Case(pp=2, num_micro_batches=4, recompute="full"),
     Case("llama", pp=2),
     Case("llama-tied", pp=2, dtype="fp32", num_micro_batches=3),
+    Case("moe", fsdp=2, zero=3, recompute="full"),
+    Case("moe", pp=2),
+    Case("moe", tp=2, seed=1),
     Case(tp=2, dtype="fp32"),
     Case("llama", tp=2, dtype="fp32", boundary="S(1)"),
     *(
