@@ -202,3 +202,26 @@ def test_active_dropout_keeps_tp_at_one(two: Ranks) -> None:
             "tp: got 2, expected 1, since drop: aten.dropout.default draws random numbers; "
             "set the model's dropout to 0, or leave tp to the search"
         )
+
+
+def _from_different_seeds(case: Case) -> float:
+    """Each rank draws its own weights; the program must be that of rank 0's."""
+    model, loss = make(case.model, case.dtype)
+    torch.manual_seed(get_rank())
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.copy_(torch.rand_like(parameter))
+    mine = {name: parameter.clone() for name, parameter in model.named_parameters()}
+    batch = make_batch(case.model, case.global_batch, 0)
+    program = autoplan.parallelize(model, batch, loss, plan=_plan(case), precision=case.dtype)
+    started = program.full_state_dict()
+    assert all(torch.equal(parameter, mine[name]) for name, parameter in model.named_parameters())
+    torch.manual_seed(0)
+    with torch.no_grad():
+        first = {name: torch.rand_like(parameter) for name, parameter in model.named_parameters()}
+    return difference(started, first)
+
+
+@pytest.mark.parametrize("case", [Case(dp=2), Case(tp=2, seed=1), Case(pp=2)], ids=str)
+def test_ranks_that_draw_different_weights_train_those_of_rank_0(two: Ranks, case: Case) -> None:
+    assert two(_from_different_seeds, case) == [0.0, 0.0]

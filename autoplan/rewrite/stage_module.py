@@ -76,21 +76,20 @@ def build_stage(
     graph: ModelGraph,
     plan: Plan,
     stage: int,
-    model: nn.Module,
+    whole: Mapping[str, nn.Parameter],
+    buffers: Mapping[str, Tensor],
     tp_mesh: DeviceMesh | None,
     master: torch.dtype | None,
     device: torch.device,
 ) -> StageModule:
-    """Make stage ``stage`` of ``plan`` for this rank, copying its weights out of ``model``.
+    """Make stage ``stage`` of ``plan`` for this rank, copying its weights out of the ``whole`` parameters.
 
-    ``tp_mesh`` is the tensor-parallel axis, None when tp is 1. ``master`` is the dtype that floating-point
+    ``whole`` and ``buffers`` are the model's, by all of their names. ``tp_mesh`` is the tensor-parallel axis, None when tp is 1. ``master`` is the dtype that floating-point
     parameters are kept in; None keeps each one's own. ``device``: where the rank computes.
     """
     names = set(plan.stages[stage].units)
     chain = [unit for unit in graph.units if unit.name in names]
     boundary = Layout.parse(plan.boundary)
-    whole = dict(model.named_parameters(remove_duplicate=False))
-    buffers = dict(model.named_buffers(remove_duplicate=False))
     made: dict[tuple[int, str], nn.Parameter] = {}
     units = []
     for unit in chain:

@@ -21,6 +21,7 @@ from autoplan.plan import Job, Plan, Precision, read_plan, validate_plan
 from autoplan.rewrite import build_stage
 from autoplan.runtime.data_parallel import shard_state
 from autoplan.runtime.program import OptimizerFactory, Program
+from autoplan.runtime.same_weights import same_weights
 from autoplan.runtime.world import agree, broadcast_from_first, join, lay_mesh, world_size
 
 __all__ = ["parallelize"]
@@ -41,7 +42,8 @@ def parallelize(
     Under torchrun every rank calls this with the same arguments; alone, it gives a one-process program.
 
     Args:
-        model: a module with weights. It is copied from, never changed; free it afterwards.
+        model: a module with weights; where ranks differ, rank 0's count. It is copied from, never
+            changed; free it afterwards.
         batch: an example of the *global* batch: a tensor, a tuple, or a dict of forward's keyword
             arguments; dim 0 is the sample. Only shapes are read: meta tensors will do.
         loss: ``fn(output, batch) -> scalar`` mean over the batch; default ``output.loss``, or the output
@@ -82,7 +84,10 @@ def parallelize(
     world = lay_mesh(plan, started)
     master = {"bf16": torch.float32, "fp32": torch.float32, "fp64": torch.float64}[plan.precision.value]
     tp_axis = world.axis("tp") if plan.tp > 1 else None
-    stage = build_stage(graph, plan, world.pp_rank, model, tp_axis, master, world.device).to(world.device)
+    parameters, buffers = same_weights(model)
+    stage = build_stage(graph, plan, world.pp_rank, parameters, buffers, tp_axis, master, world.device).to(
+        world.device
+    )
     stage.train(model.training)
     shard_state(stage, plan, world)
     return Program(stage, plan, graph, world, optimizer or _adamw, model)
