@@ -77,7 +77,7 @@ def main() -> int:
     show(result)
     args.out.parent.mkdir(parents=True, exist_ok=True)
     args.out.write_text(json.dumps(result, indent=1) + "\n")
-    print(f"wrote {args.out}")
+    print(f"wrote {os.path.relpath(args.out)}")
     return 0 if result["equal"] else 1
 
 
