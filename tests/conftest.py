@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import pytest
+
+if TYPE_CHECKING:
+    from ranks import Ranks
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -23,3 +27,29 @@ def fresh_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("AUTOPLAN_CACHE", str(tmp_path_factory.mktemp("cache")))
         yield
+
+
+def _pool(size: int) -> Iterator[Ranks]:
+    from ranks import Ranks
+
+    ranks = Ranks(size)
+    yield ranks
+    ranks.close()
+
+
+@pytest.fixture(scope="session")
+def two() -> Iterator[Ranks]:
+    """Two gloo ranks; like ``four`` and ``eight`` started once, when a test first asks for them."""
+    yield from _pool(2)
+
+
+@pytest.fixture(scope="session")
+def four() -> Iterator[Ranks]:
+    """Four gloo ranks."""
+    yield from _pool(4)
+
+
+@pytest.fixture(scope="session")
+def eight() -> Iterator[Ranks]:
+    """Eight gloo ranks."""
+    yield from _pool(8)

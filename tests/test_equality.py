@@ -7,8 +7,6 @@ transformer but the enumerator, every conversion between layouts, and both direc
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 from equality import Case, check
 from ranks import Ranks
@@ -78,27 +76,6 @@ def _name(case: Case) -> str:
         if k not in ("model", "seed") and v not in (1, 0, "none", "R")
     ]
     return "-".join([case.model, *shown, f"seed{case.seed}"])
-
-
-@pytest.fixture(scope="module")
-def two() -> Iterator[Ranks]:
-    ranks = Ranks(2)
-    yield ranks
-    ranks.close()
-
-
-@pytest.fixture(scope="module")
-def four() -> Iterator[Ranks]:
-    ranks = Ranks(4)
-    yield ranks
-    ranks.close()
-
-
-@pytest.fixture(scope="module")
-def eight() -> Iterator[Ranks]:
-    ranks = Ranks(8)
-    yield ranks
-    ranks.close()
 
 
 @pytest.mark.parametrize("case", _ONE, ids=_name)

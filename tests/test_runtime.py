@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import msgspec
@@ -17,13 +16,6 @@ from autoplan.errors import DistributedError, ModelError, PlanError
 from autoplan.graph.trace import trace
 from autoplan.plan import Plan, Precision, write_plan
 from autoplan.runtime import Program
-
-
-@pytest.fixture(scope="module")
-def two() -> Iterator[Ranks]:
-    ranks = Ranks(2)
-    yield ranks
-    ranks.close()
 
 
 def _plan(case: Case) -> Plan:
@@ -225,3 +217,30 @@ def _from_different_seeds(case: Case) -> float:
 @pytest.mark.parametrize("case", [Case(dp=2), Case(tp=2, seed=1), Case(pp=2)], ids=str)
 def test_ranks_that_draw_different_weights_train_those_of_rank_0(two: Ranks, case: Case) -> None:
     assert two(_from_different_seeds, case) == [0.0, 0.0]
+
+
+def _in_bf16(case: Case) -> tuple[list[float], str]:
+    model, loss = make(case.model, "fp32")
+    graph = trace(model, make_batch(case.model, case.micro_batch, 0), loss, Precision.BF16)
+    batch = make_batch(case.model, case.global_batch, 0)
+    program = autoplan.parallelize(
+        model, batch, loss, optimizer_for("fp32"), plan=plan_for(graph, case), precision="bf16"
+    )
+    losses = [program.step(program.shard(batch)).item() for _ in range(2)]
+    dtype = str(next(program.stage.parameters()).dtype)
+    program.close()
+    return losses, dtype
+
+
+def test_bf16_computes_in_bfloat16_and_keeps_float32_weights(two: Ranks) -> None:
+    exact = reference(Case("gpt", dtype="fp32"), steps=1)[0][0]
+    alone, dtype = _in_bf16(Case("gpt", dtype="bf16"))
+    assert not torch.distributed.is_initialized()
+    assert dtype == "torch.float32"
+    assert alone[0] == pytest.approx(exact, rel=2e-2)
+    assert abs(alone[0] / exact - 1) > 1e-5  # rounded as bfloat16 rounds, not as float32
+    assert alone[1] < alone[0]
+    for case in (Case("gpt", dp=2, num_micro_batches=1, dtype="bf16"), Case("gpt", pp=2, dtype="bf16")):
+        for losses, kept in two(_in_bf16, case):
+            assert losses == pytest.approx(alone, rel=2e-2)
+            assert kept == "torch.float32"

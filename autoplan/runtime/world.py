@@ -11,7 +11,7 @@ import torch.distributed as dist
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from autoplan.errors import DistributedError, PlanError
-from autoplan.plan import MESH_AXES, Plan
+from autoplan.plan import MESH_AXES, Plan, Precision
 
 __all__ = ["World", "agree", "broadcast_from_first", "join", "lay_mesh", "world_size"]
 
@@ -60,8 +60,14 @@ def lay_mesh(plan: Plan, started: bool) -> World:
         )  # fmt: skip
     kind = "cuda" if torch.cuda.is_available() else "cpu"
     device = torch.device(kind, torch.cuda.current_device()) if kind == "cuda" else torch.device("cpu")
-    if size == 1 and not dist.is_initialized():
-        return World(None, device, 0, 0, 1, started)
+    if not dist.is_initialized():
+        if plan.precision is not Precision.BF16:
+            return World(None, device, 0, 0, 1, started)
+        # Master weights are FSDP2's work, and that wants a mesh, if only of one rank.
+        dist.init_process_group(
+            "nccl" if kind == "cuda" else "gloo", store=dist.HashStore(), rank=0, world_size=1
+        )
+        started = True
     shape = tuple(getattr(plan, axis) for axis in MESH_AXES)
     mesh = init_device_mesh(kind, shape, mesh_dim_names=MESH_AXES)
     place = dict(zip(MESH_AXES, mesh.get_coordinate() or [], strict=True))
