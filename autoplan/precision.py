@@ -25,6 +25,11 @@ class Precision(StrEnum):
         return {"bf16": 2, "fp32": 4, "fp64": 8}[self.value]
 
     @property
+    def master_dtype(self) -> str:
+        """torch's name of the dtype that parameters, their gradients and moments are kept in."""
+        return {"bf16": "float32", "fp32": "float32", "fp64": "float64"}[self.value]
+
+    @property
     def master_bytes(self) -> int:
         """Bytes a parameter takes in the optimizer's copy; its gradient and each moment take the same."""
         return {"bf16": 4, "fp32": 4, "fp64": 8}[self.value]

@@ -34,12 +34,10 @@ class Link:
 
 @dataclass(slots=True)
 class Chain:
-    """The chain, and the graph of the free values it reads (``free_writes`` are their chain names)."""
+    """The chain, and the graph of the free values it reads."""
 
     links: list[Link]
     free: fx.Graph
-    free_reads: list[str]
-    free_writes: list[str]
     loss: str
 
 
@@ -111,8 +109,7 @@ class _Cutter:
         wanted = {name for link in links for name in link.reads if name.startswith("free.")}
         nodes = [n for n in self.graph.nodes if n in self.free and self._name(n) in wanted]
         free = extract(self.graph, nodes, [], keep=self.free)
-        reads = [self._name(n) for n in self.graph.nodes if n.op == "placeholder" and n.name in _names(free)]
-        return Chain(links, free, reads, [self._name(n) for n in nodes], self._name(loss))
+        return Chain(links, free, self._name(loss))
 
     def _fix_positions(self, loss: fx.Node) -> None:
         if loss not in self.position:  # a loss that no parameter touches: let it stand at the end
@@ -149,10 +146,6 @@ class _Cutter:
         ]
         graph = extract(self.graph, outputs, inputs, keep=inside)
         return Link(position, None, [self._name(n) for n in inputs], [self._name(n) for n in outputs], graph)
-
-
-def _names(graph: fx.Graph) -> set[str]:
-    return {node.name for node in graph.nodes}
 
 
 def extract(source: fx.Graph, outputs: list[fx.Node], inputs: list[fx.Node], keep: set[fx.Node]) -> fx.Graph:

@@ -10,13 +10,14 @@ from torch import Tensor, fx, nn
 from torch.distributed.device_mesh import DeviceMesh
 
 from autoplan.cost.boundary import boundary_layout
+from autoplan.graph.chain import extract
 from autoplan.graph.ir import ModelGraph, Unit, Value
 from autoplan.graph.layout import Layout
 from autoplan.plan import Plan
 from autoplan.rewrite.local_graph import LocalBlock
 from autoplan.rewrite.unit_module import UnitModule, attach, build_unit, full_name, local_parameter, put_on
 
-__all__ = ["StageModule", "Wire", "build_stage", "free_module", "wires_into"]
+__all__ = ["StageModule", "Wire", "build_stage", "free_module", "inputs_of", "wires_into"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +47,7 @@ class StageModule(nn.Module):
         self.free = free
         self.chain = [unit for unit, _ in units]
         self.free_names = free_names
-        self.free_reads = [str(node.target) for node in free.graph.nodes if node.op == "placeholder"]
+        self.free_reads = inputs_of(free)
         self.reads = reads
         self.writes = writes
         self.loss = loss
@@ -129,8 +130,19 @@ def build_stage(
     free = free_module(graph, free_names, buffers, device)
     last = stage == plan.pp - 1
     reads = wires_into(graph, plan, stage)
-    writes = [] if last else wires_into(graph, plan, stage + 1)
+    writes = [_loss_wire(graph)] if last else wires_into(graph, plan, stage + 1)
     return StageModule(units, free, free_names, reads, writes, graph.loss if last else None)
+
+
+def _loss_wire(graph: ModelGraph) -> Wire:
+    """What the last stage gives: the loss as a tensor of one element."""
+    dtypes = [
+        graph.kinds[unit.kind].values[output].dtype
+        for unit in graph.units
+        for result, output in zip(unit.results, graph.kinds[unit.kind].outputs, strict=True)
+        if result == graph.loss
+    ]
+    return Wire(graph.loss, (1,), dtypes[0], True)
 
 
 def _loss_node(graph: ModelGraph, unit: Unit) -> str | None:
@@ -147,19 +159,16 @@ def free_module(
     root = nn.Module()
     for relative in graph.free.buffers.values():
         attach(root, relative, buffers[relative])
-    new = fx.Graph()
-    env: dict[fx.Node, fx.Node] = {}
-    for node in graph.free.graph.nodes:
-        if node.op != "output":
-            env[node] = new.node_copy(node, lambda n: env[n])
-    by_name = {f"free.{node.name}": value for node, value in env.items()}
-    new.output(tuple(by_name[name] for name in names))
-    new.eliminate_dead_code()
-    for node in list(new.nodes):
-        if node.op in ("placeholder", "get_attr") and not node.users:
-            new.erase_node(node)
+    source = graph.free.graph
+    nodes = {f"free.{node.name}": node for node in source.nodes}
+    new = extract(source, [nodes[name] for name in names], [], keep=set(source.nodes))
     put_on(new, device)
     return fx.GraphModule(root, new, class_name="Free")
+
+
+def inputs_of(free: fx.GraphModule) -> list[str]:
+    """The batch's inputs that a module of free values takes, in calling order."""
+    return [str(node.target) for node in free.graph.nodes if node.op == "placeholder"]
 
 
 def wires_into(graph: ModelGraph, plan: Plan, stage: int) -> list[Wire]:

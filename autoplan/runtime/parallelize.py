@@ -82,7 +82,7 @@ def parallelize(
     graph = graph_at(plan.micro_batch)
     _check_plan(plan, graph, job)
     world = lay_mesh(plan, started)
-    master = {"bf16": torch.float32, "fp32": torch.float32, "fp64": torch.float64}[plan.precision.value]
+    master = getattr(torch, plan.precision.master_dtype)
     tp_axis = world.axis("tp") if plan.tp > 1 else None
     parameters, buffers = same_weights(model)
     stage = build_stage(graph, plan, world.pp_rank, parameters, buffers, tp_axis, master, world.device).to(

@@ -47,14 +47,9 @@ class Pipeline:
         assert axis is not None
         self.is_last = world.pp_rank == plan.pp - 1
         self.num_micro_batches = plan.num_micro_batches
-        outputs = (
-            _examples(stage.writes)
-            if not self.is_last
-            else (torch.empty(1, device="meta", dtype=_loss_dtype(plan)),)
-        )
         self.stage = _Stage(
             stage, world.pp_rank, plan.pp, world.device,
-            input_args=_examples(stage.reads), output_args=outputs, group=axis.get_group(),
+            input_args=_examples(stage.reads), output_args=_examples(stage.writes), group=axis.get_group(),
         )  # fmt: skip
         self.stage.zero = plan.zero
         self.schedule = Schedule1F1B(self.stage, plan.num_micro_batches, loss_fn=_first, scale_grads=False)
@@ -80,7 +75,3 @@ def _examples(wires: list[Wire]) -> tuple[Tensor, ...]:
         torch.empty(w.shape, dtype=getattr(torch, w.dtype), device="meta", requires_grad=w.requires_grad)
         for w in wires
     )
-
-
-def _loss_dtype(plan: Plan) -> torch.dtype:
-    return torch.float64 if plan.precision.value == "fp64" else torch.float32

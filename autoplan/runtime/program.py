@@ -14,7 +14,7 @@ from autoplan.errors import ModelError, PlanError
 from autoplan.graph.ir import ModelGraph
 from autoplan.graph.trace import flatten_batch
 from autoplan.plan import Plan
-from autoplan.rewrite import StageModule, free_module
+from autoplan.rewrite import StageModule, free_module, inputs_of
 from autoplan.runtime.data_parallel import before_backward
 from autoplan.runtime.pipeline import Pipeline
 from autoplan.runtime.state import aliases, gather
@@ -57,6 +57,7 @@ class Program(nn.Module):
         self._graph = graph
         self._names = aliases(model)
         self._weight = _weight_module(graph, model, world) if graph.weight is not None else None
+        self._weight_reads = inputs_of(self._weight) if self._weight is not None else []
         self._tied = TiedParameters(graph, plan, stage, world)
         self._pipeline = Pipeline(stage, plan, world) if plan.pp > 1 else None
 
@@ -84,11 +85,9 @@ class Program(nn.Module):
         Gradients are left in place until the next step, as ``optimizer.zero_grad`` would be called then.
         """
         self.optimizer.zero_grad(set_to_none=True)
-        micro_batches, scale = self._prepare(batch)
+        share, micro_batches, scale = self._prepare(batch)
         if self._pipeline is not None:
-            whole = {name: torch.cat([part[name] for part in micro_batches]) for name in micro_batches[0]}
-            whole["loss_scale"] = scale.expand(self.plan.num_micro_batches)
-            total = self._pipeline.step(whole)
+            total = self._pipeline.step(share | {"loss_scale": scale.expand(self.plan.num_micro_batches)})
         else:
             total = torch.zeros((), device=self.world.device, dtype=torch.float64)
             for index, part in enumerate(micro_batches):
@@ -110,7 +109,7 @@ class Program(nn.Module):
             raise PlanError(
                 "pp", self.plan.pp, "1 for a direct call", "use program.step(batch), which runs the schedule"
             )
-        micro_batches, scale = self._prepare(batch)
+        _, micro_batches, scale = self._prepare(batch)
         before_backward(self.stage, 3 if self.plan.zero == 3 else 2, True)
         losses = [self.stage(**part, loss_scale=scale).sum() for part in micro_batches]
         return torch.stack(losses).sum()
@@ -128,8 +127,8 @@ class Program(nn.Module):
         if self.world.started and dist.is_initialized():
             dist.destroy_process_group()
 
-    def _prepare(self, batch: Any) -> tuple[list[dict[str, Tensor]], Tensor]:
-        """The share cut into micro-batches, and what each micro-batch's loss is multiplied by."""
+    def _prepare(self, batch: Any) -> tuple[dict[str, Tensor], list[dict[str, Tensor]], Tensor]:
+        """The share, the same cut into micro-batches, and what each micro-batch's loss is multiplied by."""
         names, tensors, _ = flatten_batch(batch)
         if tensors[0].shape[0] != self.share:
             raise PlanError(
@@ -139,24 +138,25 @@ class Program(nn.Module):
                 "pass program.shard(global_batch)",
             )
         self._check_shapes(names, tensors)
-        tensors = [
-            self._cast(tensor.to(self.world.device), name)
+        share = {
+            f"batch_{name}": self._cast(tensor.to(self.world.device), name)
             for name, tensor in zip(names, tensors, strict=True)
-        ]
-        cut = [tensor.split(self.plan.micro_batch) for tensor in tensors]
-        parts = [
-            dict(zip((f"batch_{name}" for name in names), row, strict=True)) for row in zip(*cut, strict=True)
-        ]
+        }
+        cut = [tensor.split(self.plan.micro_batch) for tensor in share.values()]
+        parts = [dict(zip(share, row, strict=True)) for row in zip(*cut, strict=True)]
         if self._weight is None:
-            return parts, torch.full(
-                (1,), 1 / self.plan.num_micro_batches, device=self.world.device, dtype=torch.float64
+            return (
+                share,
+                parts,
+                torch.full(
+                    (1,), 1 / self.plan.num_micro_batches, device=self.world.device, dtype=torch.float64
+                ),
             )
-        reads = [str(node.target) for node in self._weight.graph.nodes if node.op == "placeholder"]
         count = torch.zeros((), device=self.world.device, dtype=torch.float64)
         for part in parts:
-            count += self._weight(*(part[f"batch_{name}"] for name in reads))[0]
+            count += self._weight(*(part[f"batch_{name}"] for name in self._weight_reads))[0]
         total = self._world_sum(count) / (self.plan.world_size // self.data_ranks)
-        return parts, (self.data_ranks / total.clamp(min=1)).reshape(1)
+        return share, parts, (self.data_ranks / total.clamp(min=1)).reshape(1)
 
     def _check_shapes(self, names: list[str], tensors: list[Tensor]) -> None:
         planned = self._graph.batch_inputs
