@@ -18,7 +18,7 @@ from autoplan.graph.ir import Block, Op
 from autoplan.graph.layout import PARTIAL, REPLICATE, REPLICATE_STAR, Layout, shard
 from autoplan.graph.strategy import Strategy
 
-__all__ = ["part_counts", "strategies", "value_layouts"]
+__all__ = ["part_counts", "spec_of", "strategies", "value_layouts"]
 
 
 def strategies(block: Block, op: Op, degree: int) -> tuple[Strategy, ...]:
@@ -27,6 +27,13 @@ def strategies(block: Block, op: Op, degree: int) -> tuple[Strategy, ...]:
     if key not in block._strategies:
         block._strategies[key] = tuple(_strategies(block, op, degree))
     return block._strategies[key]
+
+
+def spec_of(block: Block, op: Op) -> AxisSpec | None:
+    """The axes of one call of an op; None when it has no rule, or its rule keeps this call whole."""
+    node = _node(block, op.name)
+    rule = rule_for(node.target)
+    return rule(node) if rule is not None else None
 
 
 def value_layouts(block: Block, name: str, degree: int) -> tuple[Layout, ...]:
@@ -65,8 +72,7 @@ def _strategies(block: Block, op: Op, degree: int) -> list[Strategy]:
         return found
     if out_grad:
         found.append(_whole("R*", REPLICATE_STAR, needs_grad, out_grad))
-    rule = rule_for(node.target)
-    spec = rule(node) if rule is not None else None
+    spec = spec_of(block, op)
     if spec is None:
         return found
     assert len(spec.inputs) == len(op.inputs), (
