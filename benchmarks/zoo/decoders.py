@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+
 from zoo.architecture import Architecture, Example
 
 __all__ = ["DECODERS"]
