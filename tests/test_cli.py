@@ -7,7 +7,6 @@ import os
 import shlex
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -45,15 +44,16 @@ def found(monkeypatch: pytest.MonkeyPatch) -> Callable[[SearchResult], Calls]:
     return install
 
 
-def test_help_answers_at_once() -> None:
-    began = time.perf_counter()
-    done = subprocess.run(
-        [sys.executable, "-m", "autoplan", "--help"], capture_output=True, text=True, check=False
+def test_help_imports_nothing_heavy() -> None:
+    script = (
+        "import sys; from autoplan.cli.main import main\n"
+        "try: main(['--help'])\n"
+        "except SystemExit: pass\n"
+        "print('heavy:', sorted({'torch', 'ortools', 'transformers'} & set(sys.modules)))"
     )
-    assert done.returncode == 0
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert "commands:" in done.stdout
-    assert done.stderr == ""
-    assert time.perf_counter() - began < 2.0  # torch alone takes longer
+    assert done.stdout.endswith("heavy: []\n")  # so that it answers at once
 
 
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:

@@ -64,7 +64,6 @@ def part_counts(block: Block) -> tuple[int, ...]:
 
 
 def _strategies(block: Block, op: Op, degree: int) -> list[Strategy]:
-    node = _node(block, op.name)
     needs_grad = [block.values[name].requires_grad for name in op.inputs]
     out_grad = block.values[op.output].requires_grad
     found = [_whole("R", REPLICATE, needs_grad, out_grad)]
