@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from zoo.architecture import Architecture
 from zoo.decoders import DECODERS
+from zoo.mixtures import MIXTURES
+from zoo.recurrent import RECURRENT
 
 __all__ = ["ARCHITECTURES"]
 
-ARCHITECTURES: tuple[Architecture, ...] = (*DECODERS,)
+ARCHITECTURES: tuple[Architecture, ...] = (*DECODERS, *MIXTURES, *RECURRENT)
