@@ -1,0 +1,30 @@
+"""Pipeline schedules: their exact order, the seconds of a step, and what is in flight meanwhile.
+
+program = compiled("1f1b", pp=4, vpp=1, micro_batches=16)     once for a shape; kept
+run = simulate(program, StageSeconds(forward_s=…, backward_s=…, send_s=…))
+run.step_s, run.parts.bubble_s, …                             one plan in detail
+step_times_s(program, StageSeconds(…))                        many plans of that shape at once
+"""
+
+from autoplan.cost.pipeline.order import Action, Order, Pass
+from autoplan.cost.pipeline.program import Program, compiled
+from autoplan.cost.pipeline.recurrence import one_f_one_b
+from autoplan.cost.pipeline.schedules import SCHEDULES, pipeline_order, schedule_rule
+from autoplan.cost.pipeline.simulate import RankParts, Simulation, StageSeconds, simulate, step_times_s
+
+__all__ = [
+    "SCHEDULES",
+    "Action",
+    "Order",
+    "Pass",
+    "Program",
+    "RankParts",
+    "Simulation",
+    "StageSeconds",
+    "compiled",
+    "one_f_one_b",
+    "pipeline_order",
+    "schedule_rule",
+    "simulate",
+    "step_times_s",
+]
