@@ -174,23 +174,24 @@ def test_one_machine_does_not_grow_a_network() -> None:
 @pytest.mark.parametrize(
     ("path", "value", "message"),
     [
-        ("level.1.bandwidth_bytes_per_s", -1, "h100.toml: level[1].bandwidth_bytes_per_s: got -1, expected a positive number; "),
+        ("level.1.bandwidth_bytes_per_s", -1, "h100.toml: level[1].bandwidth_bytes_per_s: got -1, expected a number of at least 100000; "),
         ("level.0.latency_s", math.nan, "h100.toml: level[0].latency_s: got nan, expected a number of at least 0; "),
-        ("level.0.bandwidth_bytes_per_s", math.inf, "h100.toml: level[0].bandwidth_bytes_per_s: got inf, expected a number of at most 1e+30; "),
+        ("level.0.bandwidth_bytes_per_s", math.inf, "h100.toml: level[0].bandwidth_bytes_per_s: got inf, expected a number of at most 1e+18; "),
         ("level.0.size", 0, "h100.toml: level[0].size: got 0, expected a whole number of at least 1; "),
         ("level.0.size", 2.5, "h100.toml: level[0].size: got 2.5, expected `int`; "),
         ("overlap", 1.5, "h100.toml: overlap: got 1.5, expected a number of at most 1; "),
         ("device.kind", "tpu", "h100.toml: device.kind: got 'tpu', expected "),
         ("device.memory", "80 GB", "h100.toml: device.memory: got '80 GB', expected "),
         ("device.colour", "green", "h100.toml: device.colour: got 'colour', expected a known field; "),
-        ("format", 2, "h100.toml: format: got 2, expected "),
+        ("level.0.bandwidth_bytes_per_s", 450, "h100.toml: level[0].bandwidth_bytes_per_s: got 450, expected a number of at least 100000; give it in seconds, bytes/s or FLOP/s, without a prefix (450 GB/s is 450e9)"),
+        ("format", 1, "h100.toml: format: got 1, expected 2; measure again "),
         ("level", [], "h100.toml: level: got [], expected "),
         ("device.usable_bytes", 10**12, "h100.toml: device.usable_bytes: got 1000000000000, expected at most memory_bytes "),
         ("device.peak_flops", {"fp4": 1e15}, "h100.toml: device.peak_flops.fp4: got 'fp4', expected one of float64, "),
         ("level.0.source", {"latency_s": "dgx"}, "h100.toml: level[0].source.bandwidth_bytes_per_s: got None, expected the key of its source; "),
         ("source", {"overlap": "rumour"}, "h100.toml: source.overlap: got 'rumour', expected a key of [sources] (h100, "),
         ("level.0.efficiency", {"broadcast": 0.5}, "h100.toml: level[0].efficiency.broadcast: got 'broadcast', expected one of all_reduce, "),
-        ("sources.dgx.kind", "felt", "h100.toml: sources[...].kind: got "),
+        ("sources.dgx.kind", "felt", "h100.toml: sources.dgx.kind: got 'felt', expected one of measured, "),
     ],
 )  # fmt: skip
 def test_a_wrong_value_is_named_with_its_file_and_field(path: str, value: Any, message: str) -> None:

@@ -14,8 +14,17 @@ from typing import TYPE_CHECKING, Any
 
 from autoplan.hardware.cluster import Cluster
 from autoplan.hardware.device import DTYPE_BYTES, Device
+from autoplan.hardware.host import HostLink
 from autoplan.hardware.level import COLLECTIVES, GroupEfficiency, Level, Protocol
-from autoplan.hardware.profile_file import parse_profile, profile_from_dict, profile_text, write_profile
+from autoplan.hardware.mixed import MixedCluster
+from autoplan.hardware.overlap import Slowdown
+from autoplan.hardware.profile_file import (
+    parse_profile,
+    profile_from_dict,
+    profile_text,
+    read_any,
+    write_profile,
+)
 from autoplan.hardware.profile_path import cache_dir, known_profiles
 from autoplan.hardware.source import Source, SourceKind
 
@@ -28,8 +37,11 @@ __all__ = [
     "Cluster",
     "Device",
     "GroupEfficiency",
+    "HostLink",
     "Level",
+    "MixedCluster",
     "Protocol",
+    "Slowdown",
     "Source",
     "SourceKind",
     "cache_dir",
@@ -38,6 +50,7 @@ __all__ = [
     "parse_profile",
     "profile_from_dict",
     "profile_text",
+    "read_any",
     "write_profile",
 ]
 

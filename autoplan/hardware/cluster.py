@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, overload
 
 import msgspec
 import numpy as np
@@ -15,9 +16,21 @@ from autoplan.hardware import collectives
 from autoplan.hardware.device import Device
 from autoplan.hardware.interpolate import as_given
 from autoplan.hardware.level import COLLECTIVES, Level
-from autoplan.hardware.source import Fraction, Positive, Source
+from autoplan.hardware.overlap import Slowdown, slowdown_of
+from autoplan.hardware.source import Count, Fraction, Source
 
-__all__ = ["Cluster"]
+if TYPE_CHECKING:
+    from autoplan.hardware.mixed import MixedCluster
+
+__all__ = ["Cluster", "Failure"]
+
+
+class Failure(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
+    """A measurement that could not be made, such as one that ran out of memory: that too is a finding."""
+
+    what: str
+    reason: str
+    source: str
 
 
 class Cluster(
@@ -29,45 +42,74 @@ class Cluster(
 
     Args:
         format: version of the schema.
+        aliases: other names under which the profile is found.
         levels: innermost first; each holds ``size`` units of the one below.
+        devices: in all, if given; must be the product of the levels' sizes.
         overlap: share of communication that can hide behind compute.
-        price_per_device_hour: in US dollars, if known.
-        source: for ``overlap`` and the price, a key of ``sources``.
+        slowdown: what compute and communication lose to each other while both run.
+        source: for ``overlap``, a key of ``sources``.
+        failed: what could not be measured, and why.
     """
 
-    format: Literal[1] = 1
+    format: Literal[2] = 2
     name: str
+    aliases: tuple[str, ...] = ()
     description: str = ""
+    devices: Count | None = None
     overlap: Fraction
     source: dict[str, str]
     device: Device
     levels: Annotated[tuple[Level, ...], Meta(min_length=1, max_length=8)] = msgspec.field(name="level")
+    slowdown: tuple[Slowdown, ...] = ()
+    failed: tuple[Failure, ...] = ()
     sources: dict[str, Source]
-    price_per_device_hour: Positive | None = None
 
     @classmethod
     def load(cls, name_or_path: str | Path) -> Cluster:
         """The profile of that name (shipped, or in the user's cache), or of that TOML file.
 
         Raises:
-            ProfileError: there is none, or it is not a valid profile; names the file and the field.
+            ProfileError: there is none, or it is not a valid profile of one kind of device; names the
+                file, the line and the field.
         """
         from autoplan.hardware.profile_file import read_profile
         from autoplan.hardware.profile_path import find_profile
 
         return read_profile(find_profile(name_or_path))
 
+    @overload
     @classmethod
     def of(
         cls, name_or_path: str | Path | Cluster, nodes: int | None = None, gpus: int | None = None
-    ) -> Cluster:
+    ) -> Cluster: ...
+
+    @overload
+    @classmethod
+    def of(cls, name_or_path: Sequence[tuple[str | Path | Cluster, int]]) -> MixedCluster: ...
+
+    @classmethod
+    def of(
+        cls,
+        name_or_path: str | Path | Cluster | Sequence[tuple[str | Path | Cluster, int]],
+        nodes: int | None = None,
+        gpus: int | None = None,
+    ) -> Cluster | MixedCluster:
         """The profile with ``nodes`` nodes, or with ``gpus`` devices in all; by default as it is written.
+
+        A sequence of (profile, nodes) makes a cluster mixed of several types of device.
 
         Raises:
             ProfileError: no such profile, or it cannot have that size.
         """
         from autoplan.hardware.cluster_size import resized
+        from autoplan.hardware.mixed import MixedCluster
 
+        if isinstance(name_or_path, MixedCluster):
+            raise ProfileError(
+                "cluster", str(name_or_path), "one type of device", "use one part of it: cluster.parts[0]"
+            )
+        if not isinstance(name_or_path, str | Path | Cluster):
+            return MixedCluster.of(name_or_path)
         cluster = name_or_path if isinstance(name_or_path, Cluster) else cls.load(name_or_path)
         return resized(cluster, nodes, gpus)
 
@@ -83,9 +125,24 @@ class Cluster(
 
     @property
     def nodes(self) -> int:
+        """Units of the innermost level in all."""
         return self.world_size // self.node_size
 
-    def collective_time_s(self, kind: str, nbytes: Any, size: int, stride: int = 1) -> Any:
+    @property
+    def price_per_hour(self) -> float | None:
+        """US dollars for all devices, if the profile knows the price of one."""
+        price = self.device.price_per_hour
+        return None if price is None else price * self.world_size
+
+    def slowdown_of(self, communication: str = "any", compute: str = "any", level: str = "") -> Slowdown:
+        """The factors by which that communication (a collective, ``to_host`` or ``from_host``) over that
+        level and that compute (``gemm``, ``attention`` or ``memory``) slow each other down; 1 where the
+        profile has no figure."""
+        return slowdown_of(self.slowdown, communication, compute, level)
+
+    def collective_time_s(
+        self, kind: str, nbytes: Any, size: int, stride: int = 1, *, alone: bool = False
+    ) -> Any:
         """Seconds for a collective over groups of ``size`` ranks ``stride`` apart, all groups at once.
 
         Args:
@@ -95,18 +152,19 @@ class Cluster(
                 all-to-all, what one rank holds. A number or an array.
             size: ranks in a group; 1 costs nothing.
             stride: distance between neighbours of a group in rank numbering.
+            alone: one group only, while all other devices are silent.
 
         Raises:
             ProfileError: unknown kind, or a group that does not fit the cluster.
 
         The model and its sources: ``autoplan.hardware.collectives`` and ``Level.time_s``.
         """
-        if kind not in COLLECTIVES:
-            raise ProfileError("collective", kind, f"one of {', '.join(COLLECTIVES)}", "correct the name")
+        check_collective(kind)
         if kind == "send_recv":
             return self.p2p_time_s(nbytes, stride, size)
         self._check_group(size, stride)
-        return _free_if_empty(nbytes, collectives.collective_time_s(self.levels, kind, nbytes, size, stride))
+        time_s = collectives.collective_time_s(self.levels, kind, nbytes, size, stride, alone=alone)
+        return free_if_empty(nbytes, time_s)
 
     def p2p_time_s(self, nbytes: Any, stride: int, size: int = 2) -> Any:
         """Seconds for every rank to send ``nbytes`` to the one ``stride`` further on, all at once.
@@ -115,7 +173,7 @@ class Cluster(
         priced at that crossing.
         """
         self._check_group(size, stride)
-        return _free_if_empty(nbytes, collectives.p2p_time_s(self.levels, nbytes, stride, size))
+        return free_if_empty(nbytes, collectives.p2p_time_s(self.levels, nbytes, stride, size))
 
     def _check_group(self, size: int, stride: int) -> None:
         if size < 1 or stride < 1 or (size - 1) * stride >= self.world_size:
@@ -131,7 +189,14 @@ class Cluster(
         return f"{self.name}: {counts} {self.device.name}"
 
 
-def _free_if_empty(nbytes: Any, time_s: Any) -> Any:
+def check_collective(kind: str) -> None:
+    """Raises ProfileError where ``kind`` is not one of ``COLLECTIVES``."""
+    if kind not in COLLECTIVES:
+        raise ProfileError("collective", kind, f"one of {', '.join(COLLECTIVES)}", "correct the name")
+
+
+def free_if_empty(nbytes: Any, time_s: Any) -> Any:
+    """``time_s``, but nothing where no bytes are sent."""
     if isinstance(nbytes, np.ndarray):
         return np.where(nbytes > 0, time_s, 0.0)
     return as_given(time_s) if nbytes > 0 else 0.0

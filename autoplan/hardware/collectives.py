@@ -8,14 +8,14 @@ a unit share its links to the level above equally.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from typing import Any
 
 from autoplan.hardware.interpolate import greater
 from autoplan.hardware.level import Level
 
-__all__ = ["collective_time_s", "group_spans", "p2p_time_s"]
+__all__ = ["collective_phases", "collective_time_s", "group_spans", "p2p_time_s", "pipelined"]
 
 
 @lru_cache(maxsize=65536)
@@ -41,7 +41,9 @@ def group_spans(
     return tuple(spans)
 
 
-def collective_time_s(levels: Sequence[Level], kind: str, nbytes: Any, size: int, stride: int) -> Any:
+def collective_time_s(
+    levels: Sequence[Level], kind: str, nbytes: Any, size: int, stride: int, *, alone: bool = False
+) -> Any:
     """Seconds for ``kind`` over every group of ``size`` ranks ``stride`` apart, all at once.
 
     A group that spans levels works in phases, as NCCL's rings and trees and the hierarchical
@@ -52,16 +54,39 @@ def collective_time_s(levels: Sequence[Level], kind: str, nbytes: Any, size: int
         T = sum of T_l(0) + max of (T_l(nbytes_l) - T_l(0)),   nbytes_l = nbytes / c_l
 
     An all-to-all sends (c_above - c) / size of its bytes over each level, all levels at once.
+
+    Args:
+        alone: one group only; the other devices are silent, and leave it their links.
     """
-    floor_s, slowest_s = 0.0, 0.0
+    return pipelined(collective_phases(levels, kind, nbytes, size, stride, alone=alone).values())
+
+
+def collective_phases(
+    levels: Sequence[Level], kind: str, nbytes: Any, size: int, stride: int, *, alone: bool = False
+) -> dict[int, tuple[Any, Any]]:
+    """By level that the group spans: ``(T_l(0), T_l(nbytes_l) - T_l(0))``."""
+    phases = {}
     for index, joined, inside, unit in group_spans(tuple(level.size for level in levels), size, stride):
         level = levels[index]
         part = joined * inside / size if kind == "all_to_all" else 1 / inside
-        share, tree = level.nics / unit, index > 0
-        least_s = level.time_s(kind, 1.0, joined, share=share, tree=tree)
-        time_s = level.time_s(kind, greater(nbytes * part, 1.0), joined, share=share, tree=tree)
+        at_work = inside if alone else unit
+        options = {
+            "share": min(max(1.0, level.nics / unit), level.nics / at_work),
+            "busy": _busy(at_work, unit) if alone else 1.0,
+            "tree": index > 0,
+        }
+        least_s = level.time_s(kind, 1.0, joined, **options)
+        phases[index] = least_s, level.time_s(kind, greater(nbytes * part, 1.0), joined, **options) - least_s
+    return phases
+
+
+def pipelined(phases: Iterable[tuple[Any, Any]]) -> Any:
+    """The latencies of all phases, and the transfer of the slowest."""
+    floor_s: Any = 0.0
+    slowest_s: Any = 0.0
+    for least_s, transfer_s in phases:
         floor_s = floor_s + least_s
-        slowest_s = greater(slowest_s, time_s - least_s)
+        slowest_s = greater(slowest_s, transfer_s)
     return floor_s + slowest_s
 
 
@@ -75,5 +100,11 @@ def p2p_time_s(levels: Sequence[Level], nbytes: Any, stride: int, size: int) -> 
     if not spans:
         return 0.0
     index, _, _, unit = spans[-1]
-    share = min(1.0, levels[index].nics / min(stride, unit))
-    return levels[index].time_s("send_recv", greater(nbytes, 1.0), 2, share=share)
+    at_work = min(stride, unit)
+    share = min(1.0, levels[index].nics / at_work)
+    return levels[index].time_s("send_recv", greater(nbytes, 1.0), 2, share=share, busy=_busy(at_work, unit))
+
+
+def _busy(at_work: int, unit: int) -> float:
+    """0 for one device of a unit, 1 for all of them (and for a unit that is one device)."""
+    return math.log(at_work) / math.log(unit) if unit > 1 else 1.0

@@ -6,17 +6,33 @@ from functools import cached_property
 from typing import Annotated, Any, Literal
 
 import msgspec
+import numpy as np
 from msgspec import Meta
 
 from autoplan.errors import ProfileError
+from autoplan.hardware.dtypes import DTYPE_BYTES, Dtype
 from autoplan.hardware.gemm import GemmShape, attention_flops, attention_prior, gemm_prior, sizes_of
+from autoplan.hardware.host import HostLink
 from autoplan.hardware.interpolate import LogGrid, TimeCurve, as_given, greater
-from autoplan.hardware.source import Count, Efficiency, Positive, Quantity
-from autoplan.hardware.tables import AttentionEfficiency, AttentionTable, GemmTable, MemoryTable
+from autoplan.hardware.source import (
+    BytesPerSecond,
+    Count,
+    Efficiency,
+    FlopsPerSecond,
+    Money,
+    Seconds,
+    Spreads,
+    Watts,
+)
+from autoplan.hardware.tables import (
+    AttentionEfficiency,
+    AttentionTable,
+    BatchedGemmTable,
+    GemmTable,
+    MemoryTable,
+)
 
 __all__ = ["DTYPE_BYTES", "Device"]
-
-DTYPE_BYTES = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2}
 
 
 class Device(
@@ -29,30 +45,45 @@ class Device(
         usable_bytes: what the framework can allocate of it.
         memory_bytes_per_s: peak bandwidth of that memory.
         memory_efficiency: fraction of it that large memory-bound ops reach, where not measured.
-        launch_s: least time between two ops.
+        launch_s: least time between two ops: on a GPU, from the end of one kernel to the start of the
+            next while the queue is full.
+        eager_op_s: time that the host's Python takes to issue one op in eager mode, if known; a
+            device that computes faster waits for it.
         peak_flops: FLOP/s by dtype (dense), on a CPU the best that was measured.
         gemm_efficiency: fraction of peak that large products reach, by dtype, where not measured.
         attention_efficiency: the same for fused attention.
         compute_units: multiprocessors of a GPU; 0 on a CPU.
         threads: threads that a rank computed with when a CPU was measured.
+        tdp_w, idle_w: power at full load (the maker's limit) and at rest, if known.
+        price_per_hour: US dollars for one device with its share of the node, if known.
+        host: the link to the host's memory, if known.
         source: for each figure above, a key of the profile's ``sources``.
-        gemm, memory, attention: measured tables, which replace the fractions.
+        spread, noisy: of measured figures, by name: spread of the samples, and those not to trust.
+        gemm, batched_gemm, memory, attention: measured tables, which replace the fractions.
     """
 
     name: str
     kind: Literal["cuda", "cpu"]
     memory_bytes: Count
     usable_bytes: Count
-    memory_bytes_per_s: Positive
+    memory_bytes_per_s: BytesPerSecond
     memory_efficiency: Efficiency
-    launch_s: Quantity
-    peak_flops: dict[str, Positive]
-    gemm_efficiency: dict[str, Efficiency]
+    launch_s: Seconds
+    peak_flops: dict[Dtype, FlopsPerSecond]
+    gemm_efficiency: dict[Dtype, Efficiency]
     attention_efficiency: AttentionEfficiency
     source: dict[str, str]
+    eager_op_s: Seconds | None = None
+    tdp_w: Watts | None = None
+    idle_w: Watts | None = None
+    price_per_hour: Money | None = None
     compute_units: Annotated[int, Meta(ge=0, le=2**20)] = 0
     threads: Annotated[int, Meta(ge=0, le=2**20)] = 0
+    spread: Spreads = {}
+    noisy: tuple[str, ...] = ()
+    host: HostLink | None = None
     gemm: tuple[GemmTable, ...] = ()
+    batched_gemm: tuple[BatchedGemmTable, ...] = ()
     memory: MemoryTable | None = None
     attention: tuple[AttentionTable, ...] = ()
 
@@ -73,7 +104,8 @@ class Device(
 
         ``max(2 b m n k / (peak eff(m, n, k)), itemsize b (m k + k n + m n) / bandwidth) + launch``
         (Williams et al., 2009, with efficiency interpolated in log m, log n, log k; the form of
-        SimuMax and Calculon). Where a dtype was not measured, ``gemm_prior`` stands in.
+        SimuMax and Calculon). Several products at once (``batch`` > 1) take the batched table where
+        there is one. Where a dtype was not measured, ``gemm_prior`` stands in.
         """
         batch, m, n, k = sizes_of(gemm)
         compute_s = 2 * batch * m * n * k / self._gemm_rate(batch, m, n, k, dtype)
@@ -98,8 +130,14 @@ class Device(
         return as_given(self._stream_s(nbytes) + self.launch_s)
 
     def _gemm_rate(self, batch: Any, m: Any, n: Any, k: Any, dtype: str) -> Any:
+        batched = self._batched_gemm_grids.get(dtype)
+        if batched is not None and isinstance(batch, int | float) and batch > 1:
+            return batched(batch, m, n, k)
         if grid := self._gemm_grids.get(dtype):
-            return grid(m, n, k)
+            rate = grid(m, n, k)
+            if batched is None or not isinstance(batch, np.ndarray):
+                return rate
+            return np.where(batch > 1, batched(batch, m, n, k), rate)
         ceiling = self.gemm_efficiency.get(dtype, 1.0)
         return self.peak(dtype) * gemm_prior(batch, m, n, k, ceiling=ceiling, units=self.compute_units)
 
@@ -120,6 +158,13 @@ class Device(
     @cached_property
     def _gemm_grids(self) -> dict[str, LogGrid]:
         return {t.dtype: LogGrid([(p.m, p.n, p.k, p.flops_per_s) for p in t.points]) for t in self.gemm}
+
+    @cached_property
+    def _batched_gemm_grids(self) -> dict[str, LogGrid]:
+        return {
+            t.dtype: LogGrid([(p.batch, p.m, p.n, p.k, p.flops_per_s) for p in t.points])
+            for t in self.batched_gemm
+        }
 
     @cached_property
     def _attention_grids(self) -> dict[tuple[str, bool, bool], LogGrid]:

@@ -36,7 +36,7 @@ class TimeCurve:
 
 
 class LogGrid:
-    """A positive function of three sizes, trilinear in logarithms; constant outside its points.
+    """A positive function of some sizes, multilinear in logarithms; constant outside its points.
 
     The points need not fill the grid of their coordinates: an empty cell takes the value of the
     nearest point (in logarithms).
@@ -44,19 +44,19 @@ class LogGrid:
 
     MAX_CELLS = 100_000
 
-    def __init__(self, points: Sequence[tuple[float, float, float, float]]) -> None:
+    def __init__(self, points: Sequence[tuple[float, ...]]) -> None:
         table = np.log(np.asarray(points, dtype=float))
-        self._axes = [np.unique(table[:, i]) for i in range(3)]
+        self._axes = [np.unique(column) for column in table[:, :-1].T]
         coordinates = np.stack(np.meshgrid(*self._axes, indexing="ij"), axis=-1)
-        distance = np.abs(coordinates[..., None, :] - table[:, :3]).sum(axis=-1)
-        self._values = table[:, 3][distance.argmin(axis=-1)]
+        distance = np.abs(coordinates[..., None, :] - table[:, :-1]).sum(axis=-1)
+        self._values = table[:, -1][distance.argmin(axis=-1)]
         self._remembered = lru_cache(maxsize=65536)(self._interpolate)
 
-    def __call__(self, m: Any, n: Any, k: Any) -> Any:
-        """The value at three sizes (> 0; scalars or arrays that broadcast). Scalars are remembered."""
-        if isinstance(m, int) and isinstance(n, int) and isinstance(k, int):
-            return self._remembered(m, n, k)
-        return self._interpolate(m, n, k)
+    def __call__(self, *sizes: Any) -> Any:
+        """The value at one size per axis (> 0; scalars or arrays that broadcast). Scalars are remembered."""
+        if all(isinstance(size, int) for size in sizes):
+            return self._remembered(*sizes)
+        return self._interpolate(*sizes)
 
     def _interpolate(self, *sizes: Any) -> Any:
         lower: list[NDArray[np.intp]] = []
@@ -68,7 +68,7 @@ class LogGrid:
             lower.append(i)
             weight.append(np.divide(x - axis[i], np.where(gap > 0, gap, 1.0)))
         total: Any = 0.0
-        for corner in itertools.product((0, 1), repeat=3):
+        for corner in itertools.product((0, 1), repeat=len(self._axes)):
             index = tuple(
                 np.minimum(i + c, len(axis) - 1) for i, c, axis in zip(lower, corner, self._axes, strict=True)
             )

@@ -10,12 +10,11 @@ import msgspec
 from msgspec import Meta
 
 from autoplan.hardware.interpolate import TimeCurve, least
-from autoplan.hardware.source import Count, Efficiency, Positive, Quantity
-from autoplan.hardware.tables import CommunicationTable
+from autoplan.hardware.source import BytesPerSecond, Count, Efficiency, Seconds, Spreads
+from autoplan.hardware.tables import COLLECTIVES, Collective, CommunicationTable
 
 __all__ = ["COLLECTIVES", "GroupEfficiency", "Level", "Protocol", "bus_factor"]
 
-COLLECTIVES = ("all_reduce", "all_gather", "reduce_scatter", "all_to_all", "send_recv")
 TREE_BANDWIDTH = 0.9  # of a ring's; NCCL src/graph/tuning.cc
 
 # A bus bandwidth may exceed the link's: a switch that reduces saves the wire half of the traffic.
@@ -26,8 +25,8 @@ class Protocol(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     """Another way to send (NCCL's LL and LL128): less latency, less bandwidth. The fastest is taken."""
 
     name: str
-    base_s: Quantity
-    latency_s: Quantity
+    base_s: Seconds
+    latency_s: Seconds
     bandwidth: Efficiency
     source: str
 
@@ -35,7 +34,7 @@ class Protocol(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 class GroupEfficiency(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Bus bandwidth over link bandwidth that only groups of ``group`` members reach."""
 
-    collective: str
+    collective: Collective
     group: Count
     fraction: BusFraction
     source: str
@@ -51,26 +50,42 @@ class Level(
         nics: links that one unit of the level below has to this level; its devices share them.
         latency_s: of one step of a ring.
         base_s: of starting a collective.
+        medium: what the links are, such as ``NVLink 4`` or ``InfiniBand NDR``.
+        partial: a job may use fewer than ``size`` units of each (64 of the 72 devices of an NVLink rack).
         efficiency: bus bandwidth over link bandwidth, by collective; 1 where none is given.
         group_efficiency: the same for groups of one size.
         protocols: other protocols that the library may choose.
         curves: measured bus bandwidths, which replace all of the above for the collectives they hold.
         source: for each figure, a key of the profile's ``sources``.
+        spread, noisy: of measured figures, by name: spread of the samples, and those not to trust.
     """
 
     name: str
     size: Count
-    bandwidth_bytes_per_s: Positive
-    latency_s: Quantity
+    bandwidth_bytes_per_s: BytesPerSecond
+    latency_s: Seconds
     source: dict[str, str]
-    base_s: Quantity = 0.0
+    base_s: Seconds = 0.0
     nics: Count = 1
-    efficiency: dict[str, BusFraction] = {}
+    medium: str = ""
+    partial: bool = False
+    spread: Spreads = {}
+    noisy: tuple[str, ...] = ()
+    efficiency: dict[Collective, BusFraction] = {}
     group_efficiency: tuple[GroupEfficiency, ...] = ()
     protocols: tuple[Protocol, ...] = ()
     curves: tuple[CommunicationTable, ...] = ()
 
-    def time_s(self, kind: str, nbytes: Any, group: int, *, share: float = 1.0, tree: bool = False) -> Any:
+    def time_s(
+        self,
+        kind: str,
+        nbytes: Any,
+        group: int,
+        *,
+        share: float = 1.0,
+        busy: float = 1.0,
+        tree: bool = False,
+    ) -> Any:
         """Seconds for one collective among ``group`` units of this level.
 
         ``T = base + steps latency + f(group) nbytes / (share bandwidth efficiency)``, the least over
@@ -81,9 +96,11 @@ class Level(
         Args:
             nbytes: by the convention of ``Cluster.collective_time_s``; number or array.
             share: links that one device has to itself.
+            busy: how much of the level is at work, from 0 (one group alone) to 1 (all groups at once);
+                between them, curves are mixed geometrically.
         """
-        if groups := self._curves.get(kind):
-            return _between_groups(groups, nbytes, group, kind)
+        if curves := self._curves.get(kind):
+            return _between_loads(curves, kind, nbytes, group, share, busy)
         bus = share * self.bandwidth_bytes_per_s * self._fraction(kind, group)
         moved = bus_factor(kind, group) * nbytes
         steps = _ring_steps(kind, group)
@@ -108,13 +125,14 @@ class Level(
         return [(self.base_s, self.latency_s, 1.0), *others]
 
     @cached_property
-    def _curves(self) -> dict[str, dict[int, TimeCurve]]:
-        curves: dict[str, dict[int, TimeCurve]] = {}
+    def _curves(self) -> dict[str, dict[str, dict[int, TimeCurve]]]:
+        """By collective, by ``at_once``, by group size (rising)."""
+        curves: dict[str, dict[str, dict[int, TimeCurve]]] = {}
         for table in sorted(self.curves, key=lambda table: table.group):
             factor = bus_factor(table.collective, table.group)
             times = [factor * p.nbytes / p.bus_bytes_per_s for p in table.points]
             curve = TimeCurve([p.nbytes for p in table.points], times, floor=True)
-            curves.setdefault(table.collective, {})[table.group] = curve
+            curves.setdefault(table.collective, {}).setdefault(table.at_once, {})[table.group] = curve
         return curves
 
 
@@ -132,6 +150,23 @@ def _ring_steps(kind: str, group: int) -> int:
     if kind == "all_to_all":
         return math.ceil(math.log2(group))
     return (2 if kind == "all_reduce" else 1) * (group - 1)
+
+
+def _between_loads(
+    curves: dict[str, dict[int, TimeCurve]], kind: str, nbytes: Any, group: int, share: float, busy: float
+) -> Any:
+    """Curves of all groups at once and of one alone; where only the latter were measured, a shared link
+    makes every message as many times longer as there are devices on it."""
+    together, alone = curves.get("all"), curves.get("one")
+    if together and (alone is None or busy >= 1):
+        return _between_groups(together, nbytes, group, kind)
+    assert alone is not None
+    if not together:
+        return _between_groups(alone, nbytes / min(1.0, share), group, kind)
+    one_s = _between_groups(alone, nbytes, group, kind)
+    if busy <= 0:
+        return one_s
+    return one_s ** (1 - busy) * _between_groups(together, nbytes, group, kind) ** busy
 
 
 def _between_groups(curves: dict[int, TimeCurve], nbytes: Any, group: int, kind: str) -> Any:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
+import tomllib
 from pathlib import Path
 
 from autoplan.errors import ProfileError
 
-__all__ = ["cache_dir", "find_profile", "known_profiles", "shipped_dir"]
+__all__ = ["cache_dir", "find_profile", "known_aliases", "known_profiles", "shipped_dir"]
 
 
 def shipped_dir() -> Path:
@@ -32,11 +33,28 @@ def known_profiles() -> dict[str, Path]:
     return found
 
 
+def known_aliases() -> dict[str, str]:
+    """The other names that profiles go by, in lower case, each with the profile's name.
+
+    Files that cannot be read have none: what is wrong with them is told when they are loaded.
+    """
+    found: dict[str, str] = {}
+    for name, path in known_profiles().items():
+        try:
+            aliases = tomllib.loads(path.read_text(encoding="utf-8")).get("aliases", [])
+        except (OSError, ValueError, RecursionError):
+            continue
+        if isinstance(aliases, list):
+            found |= {alias.lower(): name for alias in aliases if isinstance(alias, str)}
+    return found
+
+
 def find_profile(name_or_path: str | Path) -> Path:
     """The file of a profile given by name or by path.
 
-    A text with a slash or ending in ``.toml`` is a path; any other is a name, or the beginning of one
-    up to a hyphen when that tells it from the rest (``h100`` for ``h100-sxm``).
+    A text with a slash or ending in ``.toml`` is a path; any other is a name or an alias of one
+    (``H100-SXM-80GB``; capitals do not matter), or the beginning of a name up to a hyphen when that
+    tells it from the rest.
 
     Raises:
         ProfileError: there is no such profile; lists the known names.
@@ -50,7 +68,10 @@ def find_profile(name_or_path: str | Path) -> Path:
     known = known_profiles()
     if text in known:
         return known[text]
-    begun = [name for name in known if name.startswith(f"{text}-")]
+    lower = text.lower()
+    if (alias := known_aliases().get(lower)) is not None:
+        return known[alias]
+    begun = [name for name in known if name.lower() == lower or name.lower().startswith(f"{lower}-")]
     if text and len(begun) == 1:
         return known[begun[0]]
     names = ", ".join(sorted(known)) or "none"

@@ -8,27 +8,56 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta
 
-__all__ = ["Count", "Efficiency", "Fraction", "Positive", "Quantity", "Source", "SourceKind"]
+__all__ = [
+    "BytesPerSecond",
+    "Count",
+    "Efficiency",
+    "FlopsPerSecond",
+    "Fraction",
+    "Money",
+    "Rate",
+    "Seconds",
+    "Source",
+    "SourceKind",
+    "Spreads",
+    "Watts",
+    "one_of",
+]
 
-LARGEST = 1e30  # beyond any quantity in SI units that a machine has; keeps infinity out
-
+# The ranges are wider than any machine, and narrow enough to catch a figure in the wrong unit.
 Count = Annotated[int, Meta(ge=1, le=2**53)]
-Positive = Annotated[float, Meta(gt=0, le=LARGEST)]
-Quantity = Annotated[float, Meta(ge=0, le=LARGEST)]
+FlopsPerSecond = Annotated[float, Meta(ge=1e6, le=1e21, description="FLOP/s (989.4 TFLOP/s is 989.4e12)")]
+BytesPerSecond = Annotated[
+    float, Meta(ge=1e5, le=1e18, description="bytes/s (450 GB/s is 450e9; 400 Gb/s is 50e9)")
+]
+Rate = Annotated[float, Meta(gt=0, le=1e21, description="FLOP/s or bytes/s of one measured point")]
+Seconds = Annotated[float, Meta(ge=0, le=100, description="seconds (3.4 us is 3.4e-6)")]
+Watts = Annotated[float, Meta(gt=0, le=1e6, description="watts")]
+Money = Annotated[float, Meta(gt=0, le=1e6, description="US dollars")]
+
+
+def one_of(*words: str) -> str:
+    """The pattern of a text that is one of ``words``: a schema shows it, and an error lists them."""
+    return f"^({'|'.join(words)})$"
+
+
 Fraction = Annotated[float, Meta(ge=0, le=1)]
 Efficiency = Annotated[float, Meta(gt=0, le=1)]
+Spreads = dict[str, Annotated[float, Meta(ge=0, le=1e6)]]
 
 
 class SourceKind(StrEnum):
     """How far a figure can be trusted.
 
     ``measured`` by this package on the machine that the profile describes; ``datasheet`` of the
-    maker; ``published`` by others who measured; ``assumed`` where nothing better is known.
+    maker; ``published`` by others who measured; ``calibrated``: fitted so that predictions agree with
+    published runs; ``assumed`` where nothing better is known.
     """
 
     MEASURED = "measured"
     DATASHEET = "datasheet"
     PUBLISHED = "published"
+    CALIBRATED = "calibrated"
     ASSUMED = "assumed"
 
 
@@ -38,10 +67,12 @@ class Source(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     Args:
         kind: see ``SourceKind``.
         document: the datasheet, paper or thread, or the reason of an assumption.
-        date: ISO date of a measurement.
+        date: ISO date of a measurement, or on which a price was read.
         tool: what measured, with its version.
         versions: of the software that was measured (torch, NCCL, …).
-        settings: what else the figures depend on (ranks, threads per rank, samples, load of the machine).
+        samples: of which each figure is the median.
+        rows: of a calibration, what it was fitted on, such as ``bigscience_bloom.csv:2-40``.
+        settings: what else the figures depend on (ranks, threads per rank, load of the machine).
     """
 
     kind: SourceKind
@@ -49,8 +80,11 @@ class Source(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     date: str = ""
     tool: str = ""
     versions: dict[str, str] = {}
+    samples: Annotated[int, Meta(ge=0, le=2**31)] = 0
+    rows: tuple[str, ...] = ()
     settings: dict[str, str | int | float] = {}
 
     def __str__(self) -> str:
         detail = self.document or ", ".join(part for part in (self.tool, self.date) if part)
-        return f"{self.kind}: {detail}" if detail else str(self.kind)
+        rows = f" (rows {', '.join(self.rows)})" if self.rows else ""
+        return f"{self.kind}: {detail}{rows}" if detail or rows else str(self.kind)
