@@ -15,7 +15,7 @@ from autoplan.cost.degrees import Degrees
 from autoplan.cost.estimate import Estimate, StageEstimate
 from autoplan.cost.flops import model_flops
 from autoplan.cost.memory import limit_bytes, stage_memory
-from autoplan.cost.pipeline import one_f_one_b
+from autoplan.cost.pipeline import Simulation, StageSeconds, compiled, simulate
 from autoplan.cost.stage import StageTimes, stage_times
 from autoplan.cost.tied import stage_units, tied_s
 from autoplan.cost.unit import UnitCost
@@ -70,23 +70,27 @@ def step_estimate(
     return _estimate(graph, job, cluster, step_s, parts, tuple(estimates))
 
 
+def one_f_one_b(stages: Sequence[StageTimes], sends: Sequence[float], micro_batches: int) -> Simulation:
+    """The step of ``stages`` under 1F1B, ``sends`` being the seconds between neighbours."""
+    return simulate(
+        compiled("1f1b", len(stages), 1, micro_batches),
+        StageSeconds(
+            forward_s=[s.forward_s for s in stages],
+            backward_s=[s.backward_s for s in stages],
+            send_s=sends,
+            head_s=[s.head_s for s in stages],
+            tail_s=[s.tail_s for s in stages],
+        ),
+    )
+
+
 def _step_parts(
     stages: Sequence[StageTimes], sends: Sequence[float], m: int
 ) -> tuple[float, dict[str, float]]:
     """The makespan, and its seconds by cause on the stage that works most."""
 
-    def makespan(sends: Sequence[float]) -> float:
-        return one_f_one_b(
-            [s.forward_s for s in stages],
-            [s.backward_s for s in stages],
-            sends,
-            m,
-            [s.head_s for s in stages],
-            [s.tail_s for s in stages],
-        ).makespan_s
-
-    step_s = makespan(sends)
-    unsent_s = makespan([0.0] * len(sends)) if sends else step_s
+    step_s = one_f_one_b(stages, sends, m).step_s
+    unsent_s = one_f_one_b(stages, [0.0] * len(sends), m).step_s if sends else step_s
     busiest = max(stages, key=lambda s: s.head_s + m * (s.forward_s + s.backward_s) + s.tail_s)
     times = busiest.times
     parts = {

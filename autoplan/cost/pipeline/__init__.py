@@ -1,4 +1,4 @@
-"""Pipeline schedules: their exact order, the seconds of a step, and what is in flight meanwhile.
+"""Pipeline schedules: their exact order, the seconds of a step, and what is kept meanwhile.
 
 program = compiled("1f1b", pp=4, vpp=1, micro_batches=16)     once for a shape; kept
 run = simulate(program, StageSeconds(forward_s=…, backward_s=…, send_s=…))
@@ -6,15 +6,21 @@ run.step_s, run.parts.bubble_s, …                             one plan in deta
 step_times_s(program, StageSeconds(…))                        many plans of that shape at once
 """
 
+from autoplan.cost.pipeline.activations import (
+    MemoryCurve,
+    memory_curves,
+    peak_activation_bytes,
+    peak_in_flight,
+)
 from autoplan.cost.pipeline.order import Action, Order, Pass
 from autoplan.cost.pipeline.program import Program, compiled
-from autoplan.cost.pipeline.recurrence import one_f_one_b
 from autoplan.cost.pipeline.schedules import SCHEDULES, pipeline_order, schedule_rule
-from autoplan.cost.pipeline.simulate import RankParts, Simulation, StageSeconds, simulate, step_times_s
+from autoplan.cost.pipeline.simulation import RankParts, Simulation, StageSeconds, simulate, step_times_s
 
 __all__ = [
     "SCHEDULES",
     "Action",
+    "MemoryCurve",
     "Order",
     "Pass",
     "Program",
@@ -22,7 +28,9 @@ __all__ = [
     "Simulation",
     "StageSeconds",
     "compiled",
-    "one_f_one_b",
+    "memory_curves",
+    "peak_activation_bytes",
+    "peak_in_flight",
     "pipeline_order",
     "schedule_rule",
     "simulate",
