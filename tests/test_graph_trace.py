@@ -145,7 +145,7 @@ def test_attention_s_size_is_heads_queries_keys_and_head_size() -> None:
 @pytest.mark.parametrize("name", ["gpt", "llama"])
 def test_saved_bytes_are_what_autograd_keeps_of_a_real_run(name: str) -> None:
     model = make(name, "fp32")[0] if name == "gpt" else one_key_per_head()
-    graph = trace(model, make_batch(name, 2, 0), loss_of(name))
+    graph = trace(model, make_batch(name, 2, 0), loss_of(name), device="cpu")
     block = graph.kinds[graph.units[1].kind]
     layer, args, kwargs = _first_call(model, block.path, lambda: run_step(model, name))
     args, kwargs = pytree.tree_map_only(Tensor, torch.detach, (args, kwargs))

@@ -4,11 +4,15 @@ Nothing here is a table of ops. The graph is run once under fake tensors, node b
 on; a dispatch mode sees every kernel the op is made of and counts its FLOPs (with the registry that
 ``torch.utils.flop_counter`` uses) and the bytes it reads and writes; saved-tensor hooks see what the
 backward pass keeps, deduplicated by storage. The backward pass of each op is run the same way.
+
+The kernels are those of a CPU, which are those of a GPU but for a few ops (``gpu_kernels``): ``device``
+says whose are wanted.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -16,11 +20,13 @@ import torch.utils._pytree as pytree
 from torch import Tensor, fx
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import flop_registry
 
-from autoplan.graph.gemms import attention_flops, gemm_of, is_attention, is_causal, tensor_arguments
-from autoplan.graph.ir import Block, Op, OpKind, Origin, Saved, Value
+from autoplan.graph.flop_formulas import flop_formula
+from autoplan.graph.gemms import gemm_of, is_attention, is_causal, is_grouped, tensor_arguments
+from autoplan.graph.gpu_kernels import DeviceKind, kernel_of
+from autoplan.graph.ir import Block, Gemm, Op, OpKind, Origin, Saved, Value
 from autoplan.graph.randomness import is_random
+from autoplan.graph.routing import Routing
 
 __all__ = ["analyse"]
 
@@ -36,9 +42,9 @@ class _Kernels(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         out = func(*args, **kwargs)
-        counter = flop_registry.get(func._overloadpacket)
-        if counter is not None:
-            self.flops += counter(*args, **kwargs, out_val=out)
+        formula = flop_formula(func)
+        if formula is not None:
+            self.flops += formula(*args, **kwargs, out_val=out)
         if func.namespace != "prim" and not func.is_view and func._overloadpacket not in _METADATA:
             self.nbytes += _traffic((args, kwargs)) + _traffic(out)
         return out
@@ -66,27 +72,48 @@ def analyse(
     buffers: dict[str, str],
     differentiable_inputs: set[str],
     mode: FakeTensorMode,
+    device: DeviceKind = "cuda",
+    routing: Routing | None = None,
 ) -> Block:
-    """Run ``graph`` under fake tensors and describe it as a Block."""
-    runner = _Runner(graph, path, differentiable_inputs, mode)
+    """Run ``graph`` under fake tensors and describe it as a Block.
+
+    Args:
+        device: whose kernels are counted.
+        routing: the load of routed experts; None is perfect balance.
+    """
+    runner = _Runner(graph, path, differentiable_inputs, mode, device, routing or Routing())
     runner.run()
     inputs = tuple(n.name for n in graph.nodes if n.op == "placeholder")
     outputs = tuple(n.name for n in next(n for n in graph.nodes if n.op == "output").args[0])  # type: ignore[union-attr]
-    return Block(kind, path, tuple(runner.ops), runner.values, inputs, outputs, parameters, buffers, graph)
+    return Block(
+        kind, path, tuple(runner.ops), runner.values, inputs, outputs, parameters, buffers, graph,
+        shared=runner.shared(inputs), roots=runner.roots(outputs),
+    )  # fmt: skip
 
 
 class _Runner:
     def __init__(
-        self, graph: fx.Graph, path: str, differentiable_inputs: set[str], mode: FakeTensorMode
+        self,
+        graph: fx.Graph,
+        path: str,
+        differentiable_inputs: set[str],
+        mode: FakeTensorMode,
+        device: DeviceKind,
+        routing: Routing,
     ) -> None:
         self.graph = graph
         self.path = path
         self.differentiable_inputs = differentiable_inputs
         self.mode = mode
+        self.device: DeviceKind = device
+        self.routing = routing
         self.env: dict[fx.Node, Any] = {}
         self.values: dict[str, Value] = {}
         self.ops: list[Op] = []
         self.seen_storages: set[int] = set()
+        self.kept_constants: set[int] = set()
+        self.constants: set[int] = set()
+        self.first_in: dict[int, str] = {}
         self.keep_alive: list[Any] = []
         self.saved: list[Tensor] = []
 
@@ -102,6 +129,19 @@ class _Runner:
                 elif node.op == "call_function":
                     self._call(node)
 
+    def shared(self, inputs: Sequence[str]) -> tuple[str, ...]:
+        """The inputs without gradient that the backward pass keeps."""
+        storages = {
+            node.name: _storage(value) for node, value in self.env.items() if node.op == "placeholder"
+        }
+        return tuple(name for name in inputs if storages[name] in self.kept_constants)
+
+    def roots(self, outputs: Sequence[str]) -> dict[str, str]:
+        """For each output that lies in another value's storage, the first such value."""
+        made = {node.name: value for node, value in self.env.items()}
+        found = {name: self.first_in[_storage(made[name])] for name in outputs}
+        return {name: root for name, root in found.items() if root != name}
+
     def _pack(self, tensor: Tensor) -> Tensor:
         self.saved.append(tensor)
         return tensor
@@ -115,42 +155,40 @@ class _Runner:
         origin = Origin.INPUT
         if node.op == "get_attr":
             origin = Origin.PARAMETER if node.meta.get("parameter") else Origin.BUFFER
-        if origin is not Origin.INPUT or not tensor.requires_grad:
-            # weights stay anyway, and masks and tables are shared by every block: neither is an activation
+        if origin is not Origin.INPUT:  # weights and tables of the model stay anyway: they are no activation
             self.seen_storages.add(_storage(tensor))
+        elif not tensor.requires_grad:  # masks, ids and rotary tables are shared by every block
+            self.constants.add(_storage(tensor))
         self._record(node, tensor, origin)
 
     def _record(self, node: fx.Node, value: Any, origin: Origin) -> None:
         if isinstance(value, tuple | list):
             value = value[0]
+        self.first_in.setdefault(_storage(value), node.name)
         self.values[node.name] = Value(
             node.name, tuple(value.shape), str(value.dtype).removeprefix("torch."), value.element_size(),
             value.requires_grad, origin,
         )  # fmt: skip
 
     def _call(self, node: fx.Node) -> None:
+        # Every value in ``env`` is a leaf, so what an op makes has this op alone behind it.
         args, kwargs = fx.map_arg((node.args, node.kwargs), lambda n: self.env[n])
+        kernel = kernel_of(node, self.device)
         self.saved = []
         with _Kernels() as forward:
-            value = node.target(*args, **kwargs)  # type: ignore[operator]
-        self.keep_alive.append((value, self.saved))
+            made = kernel(*args, **kwargs)
+        backward = _backward(made, (args, kwargs))
+        value = pytree.tree_map_only(Tensor, _leaf, made)
+        self.keep_alive.append((made, self.saved))
         self.env[node] = value
         self._record(node, value, Origin.OP)
-        saved = self._saved(node)
-        backward = self._backward(node, args, kwargs)
         gemm = gemm_of(node)
-        if is_attention(node) and gemm is not None:
-            op_kind = OpKind.ATTENTION
-            forward.flops, backward.flops = attention_flops(gemm)
-        elif gemm is not None:
-            op_kind = OpKind.GEMM
-        else:
-            op_kind = OpKind.MEMORY if forward.nbytes else OpKind.VIEW
         self.ops.append(
             Op(
-                node.name, str(node.target), _module_path(node, self.path), op_kind,
+                node.name, str(node.target), _module_path(node, self.path), _op_kind(node, gemm, forward),
                 tuple(n.name for n in tensor_arguments(node)), node.name, forward.flops, backward.flops,
-                forward.nbytes, backward.nbytes, gemm, is_causal(node), saved, is_random(node),
+                forward.nbytes, backward.nbytes, gemm, is_causal(node), self._saved(node), is_random(node),
+                self._routing(node, gemm),
             )
         )  # fmt: skip
 
@@ -160,30 +198,43 @@ class _Runner:
         names = {_storage(leaf): name for name, tree in here for leaf in pytree.tree_leaves(tree)}
         for tensor in self.saved:
             key = _storage(tensor)
-            if key not in self.seen_storages:
+            if key in self.constants:
+                self.kept_constants.add(key)
+            elif key not in self.seen_storages:
                 self.seen_storages.add(key)
-                found.append(Saved(names.get(key), tensor.untyped_storage().nbytes()))
+                found.append(Saved(names.get(key), tensor.untyped_storage().nbytes(), self.first_in.get(key)))
         return tuple(found)
 
-    def _backward(self, node: fx.Node, args: Any, kwargs: Any) -> _Kernels:
-        counter = _Kernels()
-        leaves, spec = pytree.tree_flatten((args, kwargs))
-        fresh = [_detached(leaf) for leaf in leaves]
-        wanted = [leaf for leaf in fresh if isinstance(leaf, Tensor) and leaf.requires_grad]
-        if not wanted:
-            return counter
-        new_args, new_kwargs = pytree.tree_unflatten(fresh, spec)
-        out = node.target(*new_args, **new_kwargs)  # type: ignore[operator]
-        outs = [leaf for leaf in pytree.tree_leaves(out) if isinstance(leaf, Tensor) and leaf.requires_grad]
-        if outs:
-            grads = [torch.empty_like(leaf) for leaf in outs]
-            with counter:
-                torch.autograd.grad(outs, wanted, grads, allow_unused=True)
-        return counter
+    def _routing(self, node: fx.Node, gemm: Gemm | None) -> Routing | None:
+        if gemm is None or not is_grouped(node):
+            return None
+        self.routing.load(gemm.batch, 1)  # refuses counts of another number of experts
+        return self.routing
 
 
-def _detached(leaf: Any) -> Any:
-    return leaf.detach().requires_grad_(leaf.requires_grad) if isinstance(leaf, Tensor) else leaf
+def _backward(made: Any, arguments: Any) -> _Kernels:
+    """What runs to get the gradients of ``arguments`` from those of ``made``."""
+    counter = _Kernels()
+    leaves = (
+        leaf for leaf in pytree.tree_leaves(arguments) if isinstance(leaf, Tensor) and leaf.requires_grad
+    )
+    wanted = list({id(leaf): leaf for leaf in leaves}.values())
+    outs = [leaf for leaf in pytree.tree_leaves(made) if isinstance(leaf, Tensor) and leaf.requires_grad]
+    if wanted and outs:
+        grads = [torch.empty_like(leaf) for leaf in outs]
+        with counter:
+            torch.autograd.grad(outs, wanted, grads, allow_unused=True)
+    return counter
+
+
+def _op_kind(node: fx.Node, gemm: Gemm | None, forward: _Kernels) -> OpKind:
+    if gemm is not None:
+        return OpKind.ATTENTION if is_attention(node) else OpKind.GEMM
+    return OpKind.MEMORY if forward.nbytes else OpKind.VIEW
+
+
+def _leaf(tensor: Tensor) -> Tensor:
+    return tensor.detach().requires_grad_(tensor.requires_grad)
 
 
 def _storage(tensor: Tensor) -> int:

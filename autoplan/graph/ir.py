@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import torch
 
+    from autoplan.graph.routing import Routing
+
 __all__ = ["Block", "Gemm", "ModelGraph", "Op", "OpKind", "Origin", "Saved", "Unit", "Value"]
 
 
@@ -72,17 +74,21 @@ class Gemm:
 class Saved:
     """A tensor that the backward pass of an op keeps; storage shared inside a block is listed once.
 
-    ``value`` names the block's value that it is, or is None when it is internal to the op.
+    ``value`` names the argument or result of the op that it is, or is None when it is internal to the op.
+    ``root`` names the first of the block's values that lies in the same storage: ``value`` itself, or what it
+    is a view of.
     """
 
     value: str | None
     nbytes: int
+    root: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Op:
     """One ATen call of a block. ``inputs`` are its tensor arguments in order, repeats included; ``random`` says
-    that it draws random numbers."""
+    that it draws random numbers; ``routing`` is there for a product grouped by expert, whose ``gemm`` is one
+    product for each expert, and says how evenly rows are assumed to be spread over them."""
 
     name: str
     target: str
@@ -98,6 +104,7 @@ class Op:
     causal: bool = False
     saved: tuple[Saved, ...] = ()
     random: bool = False
+    routing: Routing | None = None
 
 
 @dataclass(slots=True)
@@ -107,7 +114,10 @@ class Block:
     ``parameters`` and ``buffers`` map a value's name to its name relative to ``path``, the first
     module of this kind (empty for the prologue, the epilogue and what lies between blocks).
     ``inputs`` are value names in calling order; ``outputs`` likewise. ``graph`` is the executable
-    ``torch.fx`` graph, in global shapes; its node names are the names used here.
+    ``torch.fx`` graph, in global shapes; its node names are the names used here. ``shared`` lists the
+    inputs without gradient (masks, ids, rotary tables) that the backward pass keeps: all blocks keep the
+    same, so they are not among the ops' saved tensors. ``roots`` gives, for each output that lies in the
+    storage of another value, the first of these.
     """
 
     kind: str
@@ -119,6 +129,8 @@ class Block:
     parameters: dict[str, str]
     buffers: dict[str, str]
     graph: torch.fx.Graph
+    shared: tuple[str, ...] = ()
+    roots: dict[str, str] = field(default_factory=dict)
     _strategies: dict[Any, Any] = field(default_factory=dict, repr=False)
 
     @property

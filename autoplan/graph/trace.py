@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,8 +19,10 @@ from autoplan.graph.causal import causal_values, make_causal
 from autoplan.graph.chain import Chain, Link, cut_chain
 from autoplan.graph.export import CleanGraph, export_clean
 from autoplan.graph.fold import find_repeats
+from autoplan.graph.gpu_kernels import DeviceKind
 from autoplan.graph.ir import Block, ModelGraph, Unit
 from autoplan.graph.loss_weight import find_weight
+from autoplan.graph.routing import Routing
 from autoplan.graph.separable import check_separable
 from autoplan.graph.skeleton import BlockCall, Skeleton, build_skeleton
 from autoplan.precision import Precision
@@ -30,7 +33,15 @@ Loss = Callable[[Any, Any], Tensor]
 
 
 def trace(
-    model: nn.Module, batch: Any, loss: Loss | None = None, precision: Precision | None = None, name: str = ""
+    model: nn.Module,
+    batch: Any,
+    loss: Loss | None = None,
+    precision: Precision | None = None,
+    name: str = "",
+    *,
+    device: DeviceKind = "cuda",
+    routing: Routing | None = None,
+    fold: bool = True,
 ) -> ModelGraph:
     """Capture the training step of ``model`` on one micro-batch.
 
@@ -42,20 +53,24 @@ def trace(
             output itself if it is a scalar.
         precision: the compute dtype that parameters and floating inputs are cast to; None keeps theirs.
         name: what reports call the model; default its class.
+        device: whose kernels are counted (``gpu_kernels`` says where a CPU's differ); the graph is the same.
+        routing: the load of routed experts; None is perfect balance.
+        fold: False traces every copy of a block anew, as one unit, ``model``: slow, and to compare with.
 
     Raises:
         TraceError: the model, one of its blocks or the loss cannot be captured.
         ModelError: the batch or the loss is not of the form above.
     """
     dtype = None if precision is None else getattr(torch, precision.compute_dtype)
-    skeleton = build_skeleton(model, find_repeats(model), dtype)
+    skeleton = build_skeleton(model, find_repeats(model) if fold else [], dtype)
     names, tensors, spec = flatten_batch(batch)
     step = _Step(skeleton.module, spec, loss)
     skeleton.reset()
     fakes = tuple(_fake_input(tensor, dtype, skeleton.mode) for tensor in tensors)
     outer = export_clean(step, fakes, {}, skeleton.mode, type(model).__name__, root="model.")
     _rename_inputs(outer, names)
-    builder = _Builder(outer, skeleton, model)
+    described = functools.partial(analyse, mode=skeleton.mode, device=device, routing=routing)
+    builder = _Builder(outer, skeleton, model, described)
     shapes = {
         n: (tuple(t.shape), str(t.dtype).removeprefix("torch.")) for n, t in zip(names, fakes, strict=True)
     }
@@ -162,11 +177,14 @@ class _Kind:
 class _Builder:
     """Assembles the ModelGraph from the outer graph, its chain, and one export per distinct call."""
 
-    def __init__(self, outer: CleanGraph, skeleton: Skeleton, model: nn.Module) -> None:
+    def __init__(
+        self, outer: CleanGraph, skeleton: Skeleton, model: nn.Module, analyse: Callable[..., Block]
+    ) -> None:
         self.outer = outer
         self.skeleton = skeleton
         self.calls = skeleton.calls
         self.model = model
+        self.analyse = analyse
         self.chain: Chain = cut_chain(outer.graph, torch.ops.autoplan.block.default)
         self.causal = {f"free.{name}" for name in causal_values(self.chain.free)}
         self._check_calls()
@@ -199,9 +217,7 @@ class _Builder:
         for block in kinds.values():
             check_separable(block, self.chain.loss if self.chain.loss in block.outputs else None)
         self._prune_free(units, weight)
-        free = analyse(
-            "free", "", self.chain.free, {}, self._buffers(self.chain.free), set(), self.skeleton.mode
-        )
+        free = self.analyse("free", "", self.chain.free, {}, self._buffers(self.chain.free), set())
         graph = ModelGraph(
             name,
             "",
@@ -232,9 +248,7 @@ class _Builder:
                 kind.clean.inputs[i] for i in kind.kept if not link.reads[i].startswith(("free.", "batch."))
             }
             clean = kind.clean
-            block = analyse(
-                kind.name, call.path, clean.graph, clean.parameters, clean.buffers, inputs, self.skeleton.mode
-            )
+            block = self.analyse(kind.name, call.path, clean.graph, clean.parameters, clean.buffers, inputs)
         return Unit(call.path, kind.name, call.path, reads, tuple(link.writes)), block
 
     def _export(self, call: BlockCall, causal: tuple[bool, ...], number: int) -> _Kind:
@@ -282,9 +296,7 @@ class _Builder:
                 link.reads.remove(read)
         inputs = {n.name for n in link.graph.nodes if n.op == "placeholder" and n.name in differentiable}
         parameters = {n.name: str(n.target) for n in link.graph.nodes if n.meta.get("parameter")}
-        block = analyse(
-            name, "", link.graph, parameters, self._buffers(link.graph), inputs, self.skeleton.mode
-        )
+        block = self.analyse(name, "", link.graph, parameters, self._buffers(link.graph), inputs)
         return Unit(name, name, "", tuple(link.reads), tuple(link.writes)), block
 
     def _buffers(self, graph: fx.Graph) -> dict[str, str]:
