@@ -16,10 +16,12 @@ from autoplan.cost.pipeline.order import Action, Order, Pass
 from autoplan.cost.pipeline.program import Program, compiled
 from autoplan.cost.pipeline.schedules import SCHEDULES, pipeline_order, schedule_rule
 from autoplan.cost.pipeline.simulation import RankParts, Simulation, StageSeconds, simulate, step_times_s
+from autoplan.cost.pipeline.streams import LayerSeconds, StreamOp, StreamRun, pass_ops, run_streams
 
 __all__ = [
     "SCHEDULES",
     "Action",
+    "LayerSeconds",
     "MemoryCurve",
     "Order",
     "Pass",
@@ -27,11 +29,15 @@ __all__ = [
     "RankParts",
     "Simulation",
     "StageSeconds",
+    "StreamOp",
+    "StreamRun",
     "compiled",
     "memory_curves",
+    "pass_ops",
     "peak_activation_bytes",
     "peak_in_flight",
     "pipeline_order",
+    "run_streams",
     "schedule_rule",
     "simulate",
     "step_times_s",
