@@ -99,7 +99,7 @@ def test_importing_hardware_does_not_import_torch() -> None:
 def test_an_unknown_name_lists_the_known_ones() -> None:
     with pytest.raises(ProfileError) as caught:
         Cluster.load("h1000")
-    assert str(caught.value).startswith("--cluster: got 'h1000', expected a known profile (a100-80-sxm, ")
+    assert str(caught.value).startswith("--cluster: got 'h1000', expected a known profile (a100-40-sxm, ")
     assert "autoplan profile" in caught.value.remedy
 
 

@@ -176,7 +176,8 @@ def test_measured_points_come_back_and_other_groups_lie_between() -> None:
     assert cluster.collective_time_s("all_reduce", 1048576, 8) == pytest.approx(1.75 * 1048576 / 0.5e9)
     two, four, eight = (cluster.collective_time_s("all_reduce", 1048576, size) for size in (2, 4, 8))
     assert two < four < eight
-    assert cluster.collective_time_s("all_reduce", 16, 2) == pytest.approx(1024 / 1e6)
+    # Below the first point the formula gives the shape: mostly latency.
+    assert cluster.collective_time_s("all_reduce", 16, 2) == pytest.approx(1024 / 1e6, rel=0.01)
     assert cluster.collective_time_s("all_reduce", 2**30, 2) == pytest.approx(2**30 / 1e9)
 
 

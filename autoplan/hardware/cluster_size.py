@@ -17,7 +17,9 @@ def resized(cluster: Cluster, nodes: int | None, gpus: int | None) -> Cluster:
     """``cluster`` with ``nodes`` whole nodes, or ``gpus`` devices; unchanged when both are None.
 
     Fewer devices than a node make a part of one node. With more than two levels, the levels fill
-    from the inside; a level that is not full must be the outermost.
+    from the inside; a level that is not full must be the outermost. Of units that may be used in part
+    (``Level.partial``) as many are taken as divide the job evenly: 256 devices are 4 x 64 of racks
+    of 72, which keep their links in proportion.
 
     Raises:
         ProfileError: not a positive whole number, both given and at odds, or no such shape exists.
@@ -33,18 +35,27 @@ def resized(cluster: Cluster, nodes: int | None, gpus: int | None) -> Cluster:
     devices = gpus if gpus is not None else nodes * node if nodes is not None else cluster.world_size
     if devices == cluster.world_size:
         return cluster
-    return replace(cluster, levels=_filled(cluster, devices))
+    return replace(cluster, levels=_filled(cluster, devices), devices=None)
 
 
 def _filled(cluster: Cluster, devices: int) -> tuple[Level, ...]:
     """The levels that ``devices`` devices fill, innermost first; only the outermost may grow."""
     levels: list[Level] = []
     left = devices
-    for index, level in enumerate(cluster.levels):
+    for index in range(len(cluster.levels)):
+        level = cluster.levels[index]
         outermost = index == len(cluster.levels) - 1
         grows = outermost and index > 0
         if left <= level.size or grows:
             return (*levels, *_top(level, left, bool(levels)))
+        if left % level.size and level.partial:
+            used = max(part for part in range(1, level.size + 1) if left % part == 0)
+            levels.append(replace(level, size=used))
+            above = cluster.levels[index + 1]
+            links = max(1, above.nics * used // level.size)
+            cluster = _with_level(cluster, index + 1, replace(above, nics=links))
+            left //= used
+            continue
         if left % level.size:
             raise ProfileError(
                 "--gpus",
@@ -61,6 +72,11 @@ def _filled(cluster: Cluster, devices: int) -> tuple[Level, ...]:
         f"{cluster.name} describes one machine; add a [[level]] for the network between machines, or "
         f"measure there with `autoplan profile`",
     )
+
+
+def _with_level(cluster: Cluster, index: int, level: Level) -> Cluster:
+    levels = (*cluster.levels[:index], level, *cluster.levels[index + 1 :])
+    return replace(cluster, levels=levels)
 
 
 def _top(level: Level, size: int, may_drop: bool) -> tuple[Level, ...]:

@@ -7,9 +7,10 @@ from functools import cached_property
 from typing import Annotated, Any
 
 import msgspec
+import numpy as np
 from msgspec import Meta
 
-from autoplan.hardware.interpolate import TimeCurve, least
+from autoplan.hardware.interpolate import TimeCurve, greater, least
 from autoplan.hardware.source import BytesPerSecond, Count, Efficiency, Seconds, Spreads
 from autoplan.hardware.tables import COLLECTIVES, Collective, CommunicationTable
 
@@ -91,7 +92,8 @@ class Level(
         ``T = base + steps latency + f(group) nbytes / (share bandwidth efficiency)``, the least over
         protocols and, with ``tree``, over a ring and a double binary tree. The bus factors f are
         those of nccl-tests (PERFORMANCE.md); the steps are those of NCCL's src/graph/tuning.cc. A
-        measured curve for ``kind`` is used instead where the profile has one.
+        measured curve for ``kind`` is used instead where the profile has one; below its first point
+        the formula gives the shape and that point the height.
 
         Args:
             nbytes: by the convention of ``Cluster.collective_time_s``; number or array.
@@ -100,7 +102,16 @@ class Level(
                 between them, curves are mixed geometrically.
         """
         if curves := self._curves.get(kind):
-            return _between_loads(curves, kind, nbytes, group, share, busy)
+            first = self._first_bytes[kind]
+            time_s = _between_loads(curves, kind, greater(nbytes, first), group, share, busy)
+            if not np.any(np.less(nbytes, first)):
+                return time_s
+            shape = self._modelled_s(kind, least(nbytes, first), group, share, tree)
+            return time_s * shape / self._modelled_s(kind, first, group, share, tree)
+        return self._modelled_s(kind, nbytes, group, share, tree)
+
+    def _modelled_s(self, kind: str, nbytes: Any, group: int, share: float, tree: bool) -> Any:
+        """By latency and bandwidth."""
         bus = share * self.bandwidth_bytes_per_s * self._fraction(kind, group)
         moved = bus_factor(kind, group) * nbytes
         steps = _ring_steps(kind, group)
@@ -123,6 +134,14 @@ class Level(
     def _protocols(self) -> list[tuple[float, float, float]]:
         others = [(p.base_s, p.latency_s, p.bandwidth) for p in self.protocols]
         return [(self.base_s, self.latency_s, 1.0), *others]
+
+    @cached_property
+    def _first_bytes(self) -> dict[str, int]:
+        """The largest of the sizes at which the curves of a collective begin."""
+        first: dict[str, int] = {}
+        for table in self.curves:
+            first[table.collective] = max(first.get(table.collective, 1), table.points[0].nbytes)
+        return first
 
     @cached_property
     def _curves(self) -> dict[str, dict[str, dict[int, TimeCurve]]]:

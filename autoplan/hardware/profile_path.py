@@ -53,8 +53,8 @@ def find_profile(name_or_path: str | Path) -> Path:
     """The file of a profile given by name or by path.
 
     A text with a slash or ending in ``.toml`` is a path; any other is a name or an alias of one
-    (``H100-SXM-80GB``; capitals do not matter), or the beginning of a name up to a hyphen when that
-    tells it from the rest.
+    (``H100-SXM-80GB``; capitals do not matter), or the beginning of a name up to a hyphen when
+    that tells it from all but its own variants (``h100`` for ``h100-sxm``, before ``h100-sxm-efa``).
 
     Raises:
         ProfileError: there is no such profile; lists the known names.
@@ -72,8 +72,9 @@ def find_profile(name_or_path: str | Path) -> Path:
     if (alias := known_aliases().get(lower)) is not None:
         return known[alias]
     begun = [name for name in known if name.lower() == lower or name.lower().startswith(f"{lower}-")]
-    if text and len(begun) == 1:
-        return known[begun[0]]
+    shortest = min(begun, key=len, default="")
+    if text and begun and all(name == shortest or name.startswith(f"{shortest}-") for name in begun):
+        return known[shortest]
     names = ", ".join(sorted(known)) or "none"
     raise ProfileError(
         "--cluster",
