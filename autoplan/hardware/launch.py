@@ -8,7 +8,7 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, MutableMapping, Sequence
 
 from autoplan.errors import DistributedError
 from autoplan.hardware.machine import cores
@@ -17,11 +17,20 @@ __all__ = ["process_group", "spawn", "under_torchrun"]
 
 COLLECTIVE_TIMEOUT = datetime.timedelta(minutes=5)
 RUN_TIMEOUT_S = 3600.0
+SLURM_NAMES = {"RANK": "SLURM_PROCID", "WORLD_SIZE": "SLURM_NTASKS", "LOCAL_RANK": "SLURM_LOCALID"}
 
 
-def under_torchrun() -> bool:
-    """True in a process that torchrun (or anything that sets the same variables) has started."""
-    return all(name in os.environ for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"))
+def under_torchrun(environment: MutableMapping[str, str] = os.environ) -> bool:
+    """True in a process that torchrun (or anything that sets the same variables) has started.
+
+    srun numbers its tasks under other names, which are translated: ``srun python -m autoplan profile``
+    needs only MASTER_ADDR and MASTER_PORT beside them.
+    """
+    if "MASTER_ADDR" in environment and "RANK" not in environment:
+        for name, slurm in SLURM_NAMES.items():
+            if slurm in environment:
+                environment.setdefault(name, environment[slurm])
+    return all(name in environment for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"))
 
 
 @contextlib.contextmanager
@@ -66,7 +75,10 @@ def spawn(nproc: int, arguments: Sequence[str], *, silent: bool = False) -> None
         process.wait()
         if isinstance(error, subprocess.TimeoutExpired):
             raise DistributedError(
-                "--nproc", nproc, f"a run of at most {RUN_TIMEOUT_S:.0f} s", "try --quick or fewer ranks"
+                "--nproc",
+                nproc,
+                f"a run of at most {RUN_TIMEOUT_S:.0f} s",
+                "run it again: it goes on where it stopped",
             ) from error
         raise
     if process.returncode:
@@ -74,7 +86,7 @@ def spawn(nproc: int, arguments: Sequence[str], *, silent: bool = False) -> None
             "--nproc",
             nproc,
             f"{nproc} ranks that finish (exit status {process.returncode}: {_reason(errors or '')})",
-            "try fewer ranks, or run torchrun -m autoplan profile to see all that they say",
+            "run it again to go on where it stopped, with fewer ranks, or under torchrun to see all that they say",
         )
 
 

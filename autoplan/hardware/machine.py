@@ -5,14 +5,19 @@ from __future__ import annotations
 import datetime
 import os
 import platform
+import re
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 
 import autoplan
 from autoplan.hardware.source import Source, SourceKind
 
-__all__ = ["cores", "device_memory_bytes", "device_name", "measured_source"]
+if TYPE_CHECKING:
+    from autoplan.hardware.topology import Topology
+
+__all__ = ["available_bytes", "cores", "device_memory_bytes", "device_name", "host_bytes", "measured_source"]
 
 
 def cores() -> int:
@@ -42,15 +47,39 @@ def device_memory_bytes(device: torch.device, ranks_per_node: int) -> tuple[int,
     if device.type == "cuda":
         total = torch.cuda.get_device_properties(device).total_memory
         return total, total
-    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    limit = Path("/sys/fs/cgroup/memory.max")
-    if limit.is_file() and (text := limit.read_text().strip()).isdecimal():
-        total = min(total, int(text))
+    total = host_bytes()
     share = total // ranks_per_node
     return share, int(0.8 * share)
 
 
-def measured_source(device: torch.device, ranks: int, samples: int) -> Source:
+def available_bytes(device: torch.device) -> int:
+    """What can be allocated now: free memory of the GPU, or of the machine (caches that it would give up counted)."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    info = Path("/proc/meminfo")
+    found = (
+        re.search(r"^MemAvailable:\s+(\d+) kB", info.read_text(), re.MULTILINE) if info.is_file() else None
+    )
+    limit, used = _cgroup("memory.max"), _cgroup("memory.current")
+    free = int(found[1]) * 1024 if found else host_bytes()
+    return free if limit is None or used is None else min(free, limit - used)
+
+
+def host_bytes() -> int:
+    """Memory of the machine, or what this container may use of it."""
+    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    limit = _cgroup("memory.max")
+    return total if limit is None else min(total, limit)
+
+
+def _cgroup(name: str) -> int | None:
+    """A number that the control group of this container tells, if there is one."""
+    path = Path("/sys/fs/cgroup") / name
+    text = path.read_text().strip() if path.is_file() else ""
+    return int(text) if text.isdecimal() else None
+
+
+def measured_source(device: torch.device, topology: Topology, *, visits: int, samples: int) -> Source:
     """The record of this measurement: when, with what, under which load."""
     versions = {"torch": str(torch.__version__), "python": platform.python_version()}
     if device.type == "cuda":
@@ -60,16 +89,19 @@ def measured_source(device: torch.device, ranks: int, samples: int) -> Source:
         versions["nccl"] = ".".join(str(part) for part in nccl.version())
     return Source(
         kind=SourceKind.MEASURED,
-        document="median of the samples, all ranks at work at once, each sample until the last is done"
-        + (" (compute: CPU seconds of all ranks over the cores)" if device.type == "cpu" else ""),
+        document="median of visits that lie far apart, all ranks at work at once, each sample until the last is done"
+        + (" (compute: CPU seconds of all ranks over the cores)" if device.type == "cpu" else "")
+        + "; spread: half of the interval, over the figure, that should hold a second measurement with 95 %",
         date=datetime.date.today().isoformat(),
         tool=f"autoplan profile {autoplan.__version__}",
         versions=versions,
+        samples=visits * samples,
         settings={
-            "ranks": ranks,
+            "ranks": topology.world,
+            "topology": topology.found,
             "threads_per_rank": torch.get_num_threads(),
             "cores": cores(),
-            "samples": samples,
+            "visits": visits,
             "load_before": round(os.getloadavg()[0], 2),
         },
     )

@@ -2,29 +2,34 @@
 
 from __future__ import annotations
 
-import itertools
-import os
-from dataclasses import dataclass, field
+import contextlib
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
 
+import autoplan
+from autoplan.errors import AutoplanError
 from autoplan.hardware.cluster import Cluster
-from autoplan.hardware.level import COLLECTIVES
-from autoplan.hardware.machine import measured_source
-from autoplan.hardware.measure_clock import Clock, Timing
-from autoplan.hardware.measure_collectives import Ring, group_sizes, make_ring, measure_message
-from autoplan.hardware.measure_compute import (
-    measure_attention,
-    measure_gemm,
-    measure_launch,
-    measure_memory,
-)
-from autoplan.hardware.measure_profile import Measured, assemble
-from autoplan.hardware.measure_progress import Task, run_tasks
+from autoplan.hardware.machine import available_bytes, device_name, measured_source
+from autoplan.hardware.measure_beside import measure_beside
+from autoplan.hardware.measure_clock import Clock
+from autoplan.hardware.measure_collectives import Ring, make_rings, message_call
+from autoplan.hardware.measure_compute import LAUNCH_OPS, compute_call
+from autoplan.hardware.measure_journal import Journal
+from autoplan.hardware.measure_points import Beside, Launch, Message, Point, points_of
+from autoplan.hardware.measure_profile import Findings, assemble
+from autoplan.hardware.measure_run import CannotMeasure, run_points
 from autoplan.hardware.measure_sizes import Sizes, sizes_for
+from autoplan.hardware.topology import Topology, TopologyLevel, discover, here, launcher_node
 
 __all__ = ["World", "measure_cluster"]
+
+VISIT_OVERHEAD_S = 0.01
+FASTER_GPU = 50.0  # than the CPU whose times the points' guesses are
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,11 +42,11 @@ class World:
 
     @classmethod
     def here(cls) -> World:
-        """From the initialised process group, or one rank alone. Ranks per node as torchrun tells."""
+        """From the initialised process group, or one rank alone. Ranks per node as the launcher tells."""
         if not dist.is_initialized():
             return cls(0, 1, 1)
         size = dist.get_world_size()
-        node_size = int(os.environ.get("LOCAL_WORLD_SIZE", size))
+        node_size = launcher_node()[1] or size
         return cls(dist.get_rank(), size, node_size if size % node_size == 0 else size)
 
     @property
@@ -55,121 +60,165 @@ class World:
 
 @dataclass(slots=True)
 class _Bench:
-    """The tasks of one measurement and the results so far."""
+    """Measures one point after the other, with all ranks."""
 
     clock: Clock
-    world: World
-    sizes: Sizes
-    measured: Measured
-    launch: Timing = field(default_factory=lambda: Timing(0.0, 0.0))
-    rings: list[Ring] = field(default_factory=list)
+    rings: dict[tuple[int, int], Ring | None] = field(default_factory=dict)
 
-    def tasks(self) -> list[Task]:
-        return [
-            ("launch", self._launch),
-            *self._gemm(),
-            *self._memory(),
-            *self._attention(),
-            *self._messages(),
-        ]
+    def measure(self, point: Point) -> list[float]:
+        """Samples of the seconds of ``point`` (of its factor, if two things run beside each other).
 
-    def _launch(self) -> None:
-        self.launch = measure_launch(self.clock)
-        self.measured.launch_s = self.launch.time_s
+        Raises CannotMeasure, on every rank, where memory does not suffice on one.
+        """
+        self._refuse_beyond_memory(point)
+        if isinstance(point, Beside):
+            return measure_beside(point, self.clock, self.rings[point.level, point.group])
+        call, problem = None, ""
+        try:
+            if isinstance(point, Message):
+                call = message_call(point, self.rings[point.level, point.group], self.clock.device)
+            else:
+                call = compute_call(point, self.clock.device)
+                call()  # may need memory of its own
+        except (RuntimeError, MemoryError) as error:
+            if not _out_of_memory(error):
+                raise
+            problem = str(error).partition("\n")[0]
+        self._refuse(problem)
+        assert call is not None
+        queued = isinstance(point, Launch) and point.part == "queued"
+        computes = not isinstance(point, Message)
+        samples = self.clock.measure(call, computes=computes, warm=computes, queued=queued)
+        parts = LAUNCH_OPS if isinstance(point, Launch) else 1
+        if isinstance(point, Message) and point.kind == "send_recv":
+            parts = 2  # there and back
+        return [sample / parts for sample in samples]
 
-    def _gemm(self) -> list[Task]:
-        def task(dtype: str, m: int, n: int, k: int) -> Task:
-            def run() -> None:
-                point = measure_gemm(self.clock, m, n, k, dtype, self.launch.time_s)
-                self.measured.gemm.setdefault(dtype, []).append(point)
+    def _refuse_beyond_memory(self, point: Point) -> None:
+        """A CPU's allocator does not fail: the system ends processes instead. So ask beforehand."""
+        if self.clock.device.type == "cuda":
+            return
+        need, free = point.nbytes * self.clock.node_size, available_bytes(self.clock.device)
+        text = f"out of memory: the ranks of a node need {need} bytes, and {free} are free"
+        self._refuse(text if need > 0.8 * free else "")
 
-            return f"gemm {dtype} {m} x {n} x {k}", run
-
-        return [
-            task(dtype, m, n, k)
-            for dtype, sizes in self.sizes.gemm.items()
-            for m, n, k in itertools.product(sizes, repeat=3)
-        ]
-
-    def _memory(self) -> list[Task]:
-        def task(nbytes: int) -> Task:
-            def run() -> None:
-                self.measured.memory.append(measure_memory(self.clock, nbytes, self.launch.time_s))
-
-            return f"memory {nbytes} B", run
-
-        return [task(nbytes) for nbytes in self.sizes.memory]
-
-    def _attention(self) -> list[Task]:
-        batch = self.sizes.attention_batch
-
-        def task(dtype: str, causal: bool, length: int, head: int) -> Task:
-            def run() -> None:
-                point = measure_attention(self.clock, batch, length, head, dtype, causal, self.launch.time_s)
-                self.measured.attention.setdefault((dtype, causal), []).append(point)
-
-            return f"attention {dtype} {length} x {head}", run
-
-        return [
-            task(dtype, causal, length, head)
-            for dtype, lengths in self.sizes.attention.items()
-            for causal in (False, True)
-            for head in self.sizes.head_sizes
-            for length in lengths
-        ]
-
-    def _messages(self) -> list[Task]:
-        world, tasks = self.world, []
-        levels = [(world.node_size, 1), (world.size // world.node_size, world.node_size)]
-        for level, (level_size, stride) in enumerate(levels):
-            for size in group_sizes(level_size):
-                tasks += self._group(level, level_size, size, stride)
-        return tasks
-
-    def _group(self, level: int, level_size: int, size: int, stride: int) -> list[Task]:
-        ring = make_ring(size, stride, level_size * stride, self.world.size, self.world.rank)
-        if ring is not None:
-            self.rings.append(ring)
-
-        def task(kind: str, nbytes: int) -> Task:
-            def run() -> None:
-                point = measure_message(self.clock, ring, kind, nbytes, size)
-                self.measured.messages.setdefault((level, kind, size), []).append(point)
-
-            return f"{kind} of {size}, {nbytes} B", run
-
-        kinds = [kind for kind in COLLECTIVES if kind != "send_recv" or size == 2]
-        return [task(kind, nbytes) for kind in kinds for nbytes in self.sizes.messages]
+    def _refuse(self, problem: str) -> None:
+        """Raise CannotMeasure on every rank if there is a problem on any."""
+        if self.clock.worst([float(bool(problem))])[0]:
+            if self.clock.device.type == "cuda":
+                torch.cuda.empty_cache()
+            raise CannotMeasure(problem or "out of memory on another rank")
 
 
 def measure_cluster(
-    name: str, *, quick: bool, max_bytes: int | None = None, progress: bool = True
+    name: str,
+    *,
+    quick: bool = False,
+    sizes: Sizes | None = None,
+    max_bytes: int | None = None,
+    messages: Sequence[int] = (),
+    levels: Sequence[TopologyLevel] = (),
+    journal: Path | None = None,
+    fresh: bool = False,
+    progress: bool = True,
 ) -> Cluster:
     """Measure the machine with every rank of the default process group (or this process alone).
 
     All ranks must call it together; each returns the same profile, that of rank 0. A quick run
     takes less than a minute for 4 ranks on 2 cores, a full one some minutes.
+
+    Args:
+        sizes: what to measure, in place of the quick or full set for this kind of device.
+        max_bytes, messages: the largest message, or all of them.
+        levels: the topology, in place of the one that is found.
+        journal: file of rank 0 in which finished points are kept until the caller has the profile; the
+            run goes on from it if it was begun before, unless ``fresh``. The caller removes it.
+
+    Raises:
+        InputError: ``levels`` do not fit the ranks, or the ranks make no nested levels.
+        ProfileError: the journal cannot be read or written.
     """
     world = World.here()
     device = world.device
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    sizes = sizes_for(device.type, quick=quick, max_bytes=max_bytes)
-    clock = Clock(device, world.size, world.node_size, sizes.samples, sizes.window_s)
-    source = measured_source(device, world.size, sizes.samples)
-    bench = _Bench(clock, world, sizes, Measured(device=device, node_size=world.node_size, world=world.size))
-    with torch.enable_grad():
-        run_tasks(bench.tasks(), show=progress and world.rank == 0)
-    for ring in bench.rings:
-        dist.destroy_process_group(ring.group)
-    return _same_everywhere(assemble(name, bench.measured, source), world)
+    topology = discover(device, levels)
+    sizes = sizes or sizes_for(device.type, quick=quick, max_bytes=max_bytes, messages=messages)
+    clock = Clock(device, world.size, topology.node_size, sizes.samples, sizes.window_s)
+    points = points_of(sizes, topology, device.type)
+    with (
+        _journal(journal, _fingerprint(device, topology, sizes), world, fresh=fresh) as kept,
+        _rings(topology, world) as rings,
+        torch.enable_grad(),
+    ):
+        results = run_points(
+            points,
+            sizes.visits,
+            _Bench(clock, rings).measure,
+            kept,
+            guess_s=lambda point: _guess_s(point, sizes, device),
+            show=progress and world.rank == 0,
+        )
+    source = measured_source(device, topology, visits=sizes.visits, samples=sizes.samples)
+    findings = Findings(device, topology, points, results, here(device).gpu)
+    return _from_first(assemble(name, findings, source), world)
 
 
-def _same_everywhere(cluster: Cluster, world: World) -> Cluster:
+def _guess_s(point: Point, sizes: Sizes, device: torch.device) -> float:
+    call_s = 1e-9 * point.guess_ns / (FASTER_GPU if device.type == "cuda" else 1.0)
+    return VISIT_OVERHEAD_S + 2 * call_s + sizes.samples * max(sizes.window_s, min(call_s, 2.0))
+
+
+def _fingerprint(device: torch.device, topology: Topology, sizes: Sizes) -> dict[str, Any]:
+    """What the samples of a journal depend on."""
+    return {
+        "tool": autoplan.__version__,
+        "torch": str(torch.__version__),
+        "device": device_name(device),
+        "threads": torch.get_num_threads(),
+        "levels": [[level.name, level.size] for level in topology.levels],
+        "node_size": topology.node_size,
+        "sizes": asdict(sizes),
+    }
+
+
+@contextlib.contextmanager
+def _journal(path: Path | None, run: dict[str, Any], world: World, *, fresh: bool) -> Iterator[Journal]:
+    """The journal, written by rank 0 and known to all ranks; what is wrong with it is raised on all."""
+    problem, journal = None, Journal(None, run)
+    if world.rank == 0:
+        try:
+            journal = Journal(path, run, fresh=fresh)
+        except AutoplanError as error:
+            problem = error
+    known = _from_first((problem, journal.samples, journal.failed), world)
+    if known[0] is not None:
+        raise known[0]
+    journal.samples, journal.failed = known[1:]
+    try:
+        yield journal
+    finally:
+        journal.close()
+
+
+@contextlib.contextmanager
+def _rings(topology: Topology, world: World) -> Iterator[dict[tuple[int, int], Ring | None]]:
+    rings = make_rings(topology, world.rank) if world.size > 1 else {}
+    yield rings
+    for ring in rings.values():
+        if ring is not None:
+            dist.destroy_process_group(ring.group)
+
+
+def _from_first(value: Any, world: World) -> Any:
+    """What rank 0 has."""
     if world.size == 1:
-        return cluster
-    box: list[object] = [cluster if world.rank == 0 else None]
-    dist.broadcast_object_list(box, src=0)
-    shared = box[0]
-    assert isinstance(shared, Cluster)
-    return shared
+        return value
+    box: list[object] = [value if world.rank == 0 else None]
+    dist.broadcast_object_list(box, src=0, device=world.device)
+    return box[0]
+
+
+def _out_of_memory(error: BaseException) -> bool:
+    known = (torch.OutOfMemoryError, MemoryError)
+    return isinstance(error, known) or "allocate memory" in str(error) or "not enough memory" in str(error)

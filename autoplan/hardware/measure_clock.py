@@ -13,17 +13,13 @@ import torch.distributed as dist
 
 from autoplan.hardware.machine import cores
 
-__all__ = ["Clock", "Timing"]
+__all__ = ["Clock"]
 
 MAX_REPEATS = 2000
+UNSTEADY = 0.1  # (largest - smallest) / median of a visit's samples above which it takes as many again
+QUEUED_CYCLES = 20_000_000  # about 10 ms in which a GPU's queue fills
 
-
-@dataclass(frozen=True, slots=True)
-class Timing:
-    """Median seconds of one call, and (third quartile - first quartile) / median of the samples."""
-
-    time_s: float
-    spread: float
+Span = tuple[float, float, float]
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +29,10 @@ class Clock:
     One sample is a run of equal calls that lasts about ``window_s``: long against a scheduler's time
     slice and against the ranks' uneven start. A training step waits for the last rank, so a sample
     counts to the last end; the slowest node counts. Without a process group ``world`` is 1.
+
+    Args:
+        world, node_size: ranks in all, and of a node: they share its clock and its cores.
+        samples: at least so many a visit, while they take no longer than ``budget_s`` together.
     """
 
     device: torch.device
@@ -40,32 +40,67 @@ class Clock:
     node_size: int
     samples: int
     window_s: float
+    budget_s: float = 2.0
 
-    def measure(self, call: Callable[[], object], *, computes: bool) -> Timing:
-        """The time of ``call``; every rank must call this with the same kind of work.
+    def measure(
+        self, call: Callable[[], object], *, computes: bool, warm: bool = False, queued: bool = False
+    ) -> list[float]:
+        """Samples of the seconds of one ``call``; every rank must call this with the same kind of work.
 
         On a CPU, work that only ``computes`` is timed by the CPU seconds that it takes, spread over
         the cores: what else runs on the machine then matters little. Work that also waits for
         others is timed by the wall clock.
-        """
-        call()
-        first_s = self._samples([self._run(call, 1)], computes)[0]
-        repeats = max(1, min(MAX_REPEATS, math.ceil(self.window_s / max(first_s, 1e-7))))
-        runs = [self._run(call, repeats) for _ in range(self.samples)]
-        return _summary([time_s / repeats for time_s in self._samples(runs, computes)])
 
-    def _run(self, call: Callable[[], object], repeats: int) -> tuple[float, float, float]:
+        Args:
+            warm: the call has been made before.
+            queued: on a GPU, start the clock when the queue is full, so that issuing takes no time.
+        """
+        if not warm:
+            call()
+        first_s = self._samples([self._run(call, 1, queued)], computes)[0]
+        repeats = max(1, min(MAX_REPEATS, math.ceil(self.window_s / max(first_s, 1e-7))))
+        wanted = max(1, min(self.samples, round(self.budget_s / (repeats * max(first_s, 1e-7)))))
+        times_s: list[float] = []
+        while len(times_s) < wanted:
+            runs = [self._run(call, repeats, queued) for _ in range(wanted - len(times_s))]
+            times_s += [time_s / repeats for time_s in self._samples(runs, computes)]
+            scatter = (max(times_s) - min(times_s)) / max(statistics.median(times_s), 1e-12)
+            if len(times_s) == self.samples and scatter > UNSTEADY:
+                wanted = 2 * self.samples
+        return times_s
+
+    def together(self) -> None:
+        """Wait until every rank is here. An all-reduce, which unlike NCCL's barrier names its device."""
+        if self.world > 1:
+            dist.all_reduce(torch.zeros(1, device=self.device))
+        self.finish()
+
+    def finish(self) -> None:
+        """Wait for what this rank's device has been given to do."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+
+    def worst(self, values: list[float]) -> list[float]:
+        """For each value the largest of any rank; the same list on every rank."""
+        mine = torch.tensor(values, dtype=torch.float64, device=self.device)
+        if self.world > 1:
+            dist.all_reduce(mine, op=dist.ReduceOp.MAX)
+        return mine.tolist()
+
+    def _run(self, call: Callable[[], object], repeats: int, queued: bool) -> Span:
         """Start and end of ``repeats`` calls by a clock that the ranks of a node share; CPU seconds."""
-        self._together()
+        self.together()
         start_s, start_cpu_s = time.perf_counter(), time.process_time()
         if self.device.type == "cuda":
-            return start_s, start_s + self._cuda_s(call, repeats), 0.0
+            return start_s, start_s + self._cuda_s(call, repeats, queued), 0.0
         for _ in range(repeats):
             call()
         return start_s, time.perf_counter(), time.process_time() - start_cpu_s
 
-    def _cuda_s(self, call: Callable[[], object], repeats: int) -> float:
+    def _cuda_s(self, call: Callable[[], object], repeats: int, queued: bool) -> float:
         start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        if queued:
+            torch.cuda._sleep(QUEUED_CYCLES)
         start.record()
         for _ in range(repeats):
             call()
@@ -73,14 +108,7 @@ class Clock:
         end.synchronize()
         return start.elapsed_time(end) / 1e3
 
-    def _together(self) -> None:
-        """Wait until every rank is here. An all-reduce, which unlike NCCL's barrier names its device."""
-        if self.world > 1:
-            dist.all_reduce(torch.zeros(1, device=self.device))
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
-
-    def _samples(self, runs: list[tuple[float, float, float]], computes: bool) -> list[float]:
+    def _samples(self, runs: list[Span], computes: bool) -> list[float]:
         """Seconds of each run over all ranks; the same list on every rank."""
         mine = torch.tensor(runs, dtype=torch.float64, device=self.device)
         everyone = [mine]
@@ -97,11 +125,3 @@ class Clock:
         else:
             times = end.amax(dim=1) - start.amin(dim=1)
         return times.amax(dim=0).tolist()
-
-
-def _summary(times_s: list[float]) -> Timing:
-    median_s = statistics.median(times_s)
-    if len(times_s) < 2:
-        return Timing(median_s, 0.0)
-    first, _, third = statistics.quantiles(times_s, n=4, method="inclusive")
-    return Timing(median_s, round((third - first) / median_s, 3))

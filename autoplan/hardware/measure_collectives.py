@@ -1,4 +1,4 @@
-"""Microbenchmarks of the links: every collective, over message and group sizes, all groups at once."""
+"""Microbenchmarks of the links: every collective, over message and group sizes, all groups or one."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ from dataclasses import dataclass
 import torch
 import torch.distributed as dist
 
-from autoplan.hardware.level import COLLECTIVES, bus_factor
-from autoplan.hardware.measure_clock import Clock
-from autoplan.hardware.tables import CommunicationPoint
+from autoplan.hardware.level import COLLECTIVES
+from autoplan.hardware.measure_points import Message, group_sizes
+from autoplan.hardware.topology import Topology
 
-__all__ = ["Ring", "group_sizes", "make_ring", "measure_message"]
-
-ITEM = 4  # bytes of a float32
+__all__ = ["Ring", "collective_call", "make_ring", "make_rings", "message_call"]
 
 # torch 2.13 renamed these two; earlier versions have only the long names.
 _all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
 _reduce_scatter = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor
+
+Call = Callable[[], object]
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,56 +32,61 @@ class Ring:
     first: int
 
 
-def group_sizes(level_size: int) -> list[int]:
-    """The powers of two up to a level's size, and that size."""
-    sizes = [2**i for i in range(1, level_size.bit_length()) if 2**i < level_size]
-    return [*sizes, level_size] if level_size > 1 else []
+def make_rings(topology: Topology, rank: int) -> dict[tuple[int, int], Ring | None]:
+    """This rank's ring by (level, group size); every rank must call this."""
+    rings = {}
+    for index, level in enumerate(topology.levels):
+        unit = topology.unit(index)
+        for size in group_sizes(level.size):
+            rings[index, size] = make_ring(size, unit, level.size * unit, rank)
+    return rings
 
 
-def make_ring(size: int, stride: int, span: int, world: int, rank: int) -> Ring | None:
-    """Cut every ``span`` ranks into groups of ``size`` ranks ``stride`` apart; every rank must call this.
+def make_ring(size: int, stride: int, span: int, rank: int) -> Ring | None:
+    """Cut every ``span`` ranks into groups of ``size`` ranks ``stride`` apart; all members must call this.
 
     None for a rank that is in no whole group (it still takes part in the measuring's barriers).
+
+    >>> [place % 2 for place in range(4)]  # stride 2: ranks 0 and 2 make a group, 1 and 3 another
+    [0, 1, 0, 1]
     """
-    mine = None
-    for start in range(world):
-        place = start % span
-        if place % (size * stride) >= stride or place + (size - 1) * stride >= span:
-            continue
-        members = [start + i * stride for i in range(size)]
-        group = dist.new_group(members)
-        if rank in members and isinstance(group, dist.ProcessGroup):
-            mine = Ring(group, size, stride, rank, start)
-    return mine
+    begin, place = rank - rank % span, rank % span
+    block = place // (size * stride)
+    first = begin + block * size * stride + place % stride
+    if (block + 1) * size * stride > span:
+        return None
+    members = [first + i * stride for i in range(size)]
+    group = dist.new_group(members, use_local_synchronization=True)
+    assert isinstance(group, dist.ProcessGroup)
+    return Ring(group, size, stride, rank, first)
 
 
-def measure_message(clock: Clock, ring: Ring | None, kind: str, nbytes: int, size: int) -> CommunicationPoint:
-    """Bus bandwidth of ``kind`` with about ``nbytes`` (rounded up to whole shares) in groups of ``size``."""
-    share = -(-nbytes // (ITEM * size))
-    call = _call(clock, ring, kind, share) if ring is not None else _nothing
-    timing = clock.measure(call, computes=False)
-    actual = ITEM * share * size
-    time_s = timing.time_s / 2 if kind == "send_recv" else timing.time_s
-    bus = bus_factor(kind, size) * actual / time_s
-    return CommunicationPoint(actual, float(f"{bus:.4g}"), timing.spread)
+def message_call(point: Message, ring: Ring | None, device: torch.device) -> Call:
+    """What this rank does for ``point``: nothing if it is in no group, or not in the one at work."""
+    if ring is None or (point.at_once == "one" and ring.first != 0):
+        return _nothing
+    return collective_call(point.kind, point.share, ring, device)
 
 
 def _nothing() -> None:
     return None
 
 
-def _call(clock: Clock, ring: Ring, kind: str, share: int) -> Callable[[], object]:
-    whole = torch.zeros(share * ring.size, device=clock.device, dtype=torch.float32)
-    part = torch.zeros(share, device=clock.device, dtype=torch.float32)
-    group = ring.group
-    calls: dict[str, Callable[[], object]] = {
-        "all_reduce": lambda: dist.all_reduce(whole, group=group),
-        "all_gather": lambda: _all_gather(whole, part, group=group),
-        "reduce_scatter": lambda: _reduce_scatter(part, whole, group=group),
-        "all_to_all": lambda: dist.all_to_all_single(other, whole, group=group),
+def collective_call(
+    kind: str, share: int, ring: Ring, device: torch.device, *, asynchronous: bool = False
+) -> Call:
+    """One ``kind`` with ``share`` float32 elements for each member; asynchronous: returns its work."""
+    whole = torch.zeros(share * ring.size, device=device, dtype=torch.float32)
+    part = torch.zeros(share, device=device, dtype=torch.float32)
+    other = torch.empty_like(whole) if kind == "all_to_all" else whole
+    options = {"group": ring.group, "async_op": asynchronous}
+    calls: dict[str, Call] = {
+        "all_reduce": lambda: dist.all_reduce(whole, **options),
+        "all_gather": lambda: _all_gather(whole, part, **options),
+        "reduce_scatter": lambda: _reduce_scatter(part, whole, **options),
+        "all_to_all": lambda: dist.all_to_all_single(other, whole, **options),
         "send_recv": lambda: _there_and_back(ring, whole),
     }
-    other = torch.empty_like(whole) if kind == "all_to_all" else whole
     assert set(calls) == set(COLLECTIVES)
     return calls[kind]
 

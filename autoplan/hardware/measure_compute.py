@@ -1,78 +1,104 @@
-"""Microbenchmarks of one device: launch, matrix products, streams through memory, attention.
+"""Microbenchmarks of one device: launch, matrix products, streams through memory, attention, copies.
 
 Calls are those of training: eager, recording for backward, allocating their outputs.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
-from autoplan.hardware.gemm import attention_flops
-from autoplan.hardware.measure_clock import Clock, Timing
-from autoplan.hardware.tables import AttentionPoint, GemmPoint, MemoryPoint
+from autoplan.hardware.measure_points import Attention, Copy, Gemm, Launch, Memory
 
-__all__ = ["measure_attention", "measure_gemm", "measure_launch", "measure_memory"]
+__all__ = ["LAUNCH_OPS", "compute_call"]
 
-LEAST_SHARE = 0.2  # of a measured time that stays when the launch is taken out
-
-
-def measure_launch(clock: Clock) -> Timing:
-    """Seconds of an op on next to no data."""
-    x = _random(clock, "float32", 16)
-    return clock.measure(lambda: x + x, computes=True)
+Call = Callable[[], object]
+LAUNCH_OPS = 32  # of one call of the launch benchmark, forward and backward together
 
 
-def measure_gemm(clock: Clock, m: int, n: int, k: int, dtype: str, launch_s: float) -> GemmPoint:
-    """FLOP/s of (m, k) by (k, n), without the launch."""
-    a, b = _random(clock, dtype, m, k), _random(clock, dtype, k, n)
-    timing = clock.measure(lambda: a @ b, computes=True)
-    return GemmPoint(m, n, k, _figure(2 * m * n * k / _net_s(timing, launch_s)), timing.spread)
+def compute_call(point: Launch | Gemm | Memory | Attention | Copy, device: torch.device) -> Call:
+    """What to time for ``point``, its tensors allocated."""
+    match point:
+        case Launch():
+            return _launches(device)
+        case Gemm():
+            return _gemm(point, device)
+        case Memory():
+            a, b = (_random(device, "float32", point.tensor_bytes // 4) for _ in range(2))
+            return lambda: a + b
+        case Attention():
+            return _attention(point, device)
+        case Copy():
+            return _copy(point, device)
 
 
-def measure_memory(clock: Clock, tensor_bytes: int, launch_s: float) -> MemoryPoint:
-    """Bytes/s of adding two float32 tensors: two are read, one is written."""
-    a, b = (_random(clock, "float32", tensor_bytes // 4) for _ in range(2))
-    timing = clock.measure(lambda: a + b, computes=True)
-    nbytes = 3 * 4 * a.numel()
-    return MemoryPoint(nbytes, _figure(nbytes / _net_s(timing, launch_s)), timing.spread)
+def _launches(device: torch.device) -> Call:
+    """A chain of ops on next to no data, and back: a training step has about as many of each."""
+    x, factor = _random(device, "float32", 16), torch.ones(16, device=device)
+    gradient = torch.ones(16, device=device)
+
+    def call() -> object:
+        y = x
+        for _ in range(LAUNCH_OPS // 2):
+            y = y * factor
+        return torch.autograd.grad(y, x, gradient)
+
+    return call
 
 
-def measure_attention(
-    clock: Clock, batch: int, length: int, head: int, dtype: str, causal: bool, launch_s: float
-) -> AttentionPoint:
-    """FLOP/s of fused attention, forward and backward, without the launch."""
-    q, k, v = (_random(clock, dtype, 1, batch, length, head) for _ in range(3))
+def _gemm(point: Gemm, device: torch.device) -> Call:
+    batch = (point.batch,) if point.batch > 1 else ()
+    a = _random(device, point.dtype, *batch, point.m, point.k)
+    b = _random(device, point.dtype, *batch, point.k, point.n)
+    return lambda: a @ b
+
+
+def _attention(point: Attention, device: torch.device) -> Call:
+    shape = (1, point.batch, point.length, point.head)
+    q, k, v = (_random(device, point.dtype, *shape) for _ in range(3))
 
     def forward() -> torch.Tensor:
-        return scaled_dot_product_attention(q, k, v, is_causal=causal)
+        return scaled_dot_product_attention(q, k, v, is_causal=point.causal)
 
+    if not point.backward:
+        return forward
     output = forward()
     gradient = torch.ones_like(output)
-
-    def back() -> object:
-        return torch.autograd.grad(output, (q, k, v), gradient, retain_graph=True)
-
-    rates, spreads = [], []
-    for backward, call in ((False, forward), (True, back)):
-        timing = clock.measure(call, computes=True)
-        flops = attention_flops(batch, length, length, head, causal=causal, backward=backward)
-        rates.append(_figure(flops / _net_s(timing, launch_s)))
-        spreads.append(timing.spread)
-    return AttentionPoint(batch, length, length, head, rates[0], rates[1], max(spreads))
+    return lambda: torch.autograd.grad(output, (q, k, v), gradient, retain_graph=True)
 
 
-def _random(clock: Clock, dtype: str, *shape: int) -> torch.Tensor:
+def _copy(point: Copy, device: torch.device) -> Call:
+    here, there = (
+        (
+            torch.empty(point.nbytes, dtype=torch.uint8, device=device),
+            torch.empty(point.nbytes, dtype=torch.uint8, pin_memory=True),
+        )
+        for _ in range(2)
+    )
+
+    def out() -> None:
+        here[1].copy_(here[0], non_blocking=True)
+
+    def back() -> None:
+        there[0].copy_(there[1], non_blocking=True)
+
+    timed, other = (out, back) if point.direction == "to_host" else (back, out)
+    if not point.both:
+        return timed
+    aside = torch.cuda.Stream(device)
+
+    def both() -> None:
+        with torch.cuda.stream(aside):
+            other()
+        timed()
+
+    return both
+
+
+def _random(device: torch.device, dtype: str, *shape: int) -> torch.Tensor:
     """A leaf that wants a gradient. Has its own generator: measuring must not move the caller's."""
-    generator = torch.Generator(clock.device).manual_seed(0)
-    tensor = torch.randn(shape, device=clock.device, dtype=torch.float32, generator=generator)
+    generator = torch.Generator(device).manual_seed(0)
+    tensor = torch.randn(shape, device=device, dtype=torch.float32, generator=generator)
     return tensor.to(getattr(torch, dtype)).requires_grad_()
-
-
-def _net_s(timing: Timing, launch_s: float) -> float:
-    return max(timing.time_s - launch_s, LEAST_SHARE * timing.time_s)
-
-
-def _figure(value: float) -> float:
-    """Four digits: more would only be noise."""
-    return float(f"{value:.4g}")

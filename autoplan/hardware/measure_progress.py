@@ -1,35 +1,76 @@
-"""A bar on stderr, for whoever waits longer than two seconds at a terminal."""
+"""A bar with the time left on stderr, for whoever waits longer than two seconds at a terminal.
+
+Without a terminal (a batch job's log), a line now and then.
+"""
 
 from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Sequence
+from types import TracebackType
+from typing import TYPE_CHECKING, Self
 
-__all__ = ["Task", "run_tasks"]
-
-Task = tuple[str, Callable[[], None]]
-PATIENCE_S = 2.0
-
-
-def run_tasks(tasks: Sequence[Task], *, show: bool) -> None:
-    """Run each task in order; with ``show`` and a terminal, tell which one is running."""
-    if not (show and sys.stderr.isatty()):
-        for _, task in tasks:
-            task()
-        return
-    from rich.console import Console
+if TYPE_CHECKING:
     from rich.progress import Progress
 
-    progress = Progress(console=Console(stderr=True), transient=True)
-    bar = progress.add_task("measuring", total=len(tasks))
-    start_s = time.monotonic()
-    try:
-        for label, task in tasks:
-            if not progress.live.is_started and time.monotonic() - start_s > PATIENCE_S:
-                progress.start()
-            progress.update(bar, description=label)
-            task()
-            progress.advance(bar)
-    finally:
-        progress.stop()
+__all__ = ["MeasureProgress"]
+
+PATIENCE_S = 2.0
+LINE_S = 20.0
+
+
+class MeasureProgress:
+    """A context in which ``begin`` names what runs and ``end`` counts it, by the time it was thought to take."""
+
+    def __init__(self, total_s: float, *, show: bool) -> None:
+        self._total_s = total_s
+        self._done_s = 0.0
+        self._show = show
+        self._terminal = show and sys.stderr.isatty()
+        self._start_s = self._line_s = time.monotonic()
+        self._bar: Progress | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+    def begin(self, label: str) -> None:
+        now_s = time.monotonic()
+        if self._terminal and now_s - self._start_s > PATIENCE_S:
+            self._draw(label)
+        elif self._show and not self._terminal and now_s - self._line_s > LINE_S:
+            self._line_s = now_s
+            left_s = (now_s - self._start_s) * (self._total_s / max(self._done_s, 1e-9) - 1)
+            share = self._done_s / max(self._total_s, 1e-9)
+            print(
+                f"autoplan: measured {share:.0%}, about {left_s:.0f} s left ({label})",
+                file=sys.stderr,
+                flush=True,
+            )
+
+    def end(self, seconds: float) -> None:
+        """A point that was thought to take ``seconds`` is done."""
+        self._done_s += seconds
+        if self._bar is not None:
+            self._bar.update(self._bar.task_ids[0], completed=self._done_s)
+
+    def _draw(self, label: str) -> None:
+        if self._bar is None:
+            from rich.console import Console
+            from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+
+            columns = (
+                BarColumn(),
+                TaskProgressColumn(),
+                TimeRemainingColumn(),
+                TextColumn("{task.description}"),
+            )
+            self._bar = Progress(*columns, console=Console(stderr=True), transient=True)
+            self._bar.add_task(label, total=self._total_s)
+            self._bar.start()
+        self._bar.update(self._bar.task_ids[0], description=label, completed=self._done_s)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 __all__ = ["Sizes", "sizes_for"]
@@ -11,31 +12,46 @@ KIB, MIB, GIB = 1 << 10, 1 << 20, 1 << 30
 
 @dataclass(frozen=True, slots=True)
 class Sizes:
-    """The points of one run.
+    """The points of one run, and how each is sampled.
 
-    ``gemm`` and ``attention`` map a dtype to its sizes: every m, n and k of a product, every
-    sequence length of an attention over ``attention_batch`` sequences x heads.
+    Every point is visited ``visits`` times, far apart, for ``samples`` samples of ``window_s`` each: what
+    changes while the machine is measured then shows in the spread.
+
+    Args:
+        gemm: by dtype, the sizes m, n and k of the products; all combinations are measured.
+        batched_gemm: by dtype, the sizes batch, m, n and k.
+        attention: by dtype, the lengths of ``attention_batch`` sequences x heads.
+        memory: bytes of each of two tensors that are added.
+        copies: bytes that are copied to and from the host's memory (GPUs).
+        messages: bytes of the collectives' messages.
+        beside_kinds, beside_bytes: collectives that run beside compute, and their message.
     """
 
     samples: int
+    visits: int
     window_s: float
-    gemm: dict[str, tuple[int, ...]]
+    gemm: dict[str, tuple[tuple[int, ...], ...]]
+    batched_gemm: dict[str, tuple[tuple[int, ...], ...]]
     attention: dict[str, tuple[int, ...]]
     attention_batch: int
     head_sizes: tuple[int, ...]
     memory: tuple[int, ...]
-    messages: tuple[int, ...]
+    copies: tuple[int, ...] = ()
+    messages: tuple[int, ...] = ()
+    beside_kinds: tuple[str, ...] = ("all_reduce", "all_gather", "reduce_scatter")
+    beside_bytes: int = 1 * MIB
 
 
-def sizes_for(device_kind: str, *, quick: bool, max_bytes: int | None = None) -> Sizes:
-    """The sizes for a device kind (``cpu`` or ``cuda``); messages up to ``max_bytes``."""
-    sizes = _CUDA if device_kind == "cuda" else _CPU
-    step = 4
+def sizes_for(
+    device_kind: str, *, quick: bool, max_bytes: int | None = None, messages: Sequence[int] = ()
+) -> Sizes:
+    """The sizes for a device kind (``cpu`` or ``cuda``); messages of ``messages``, or up to ``max_bytes``."""
+    cuda = device_kind == "cuda"
     if quick:
-        sizes = _QUICK_CUDA if device_kind == "cuda" else _QUICK_CPU
-        step = 16
-    default = 1 * GIB if device_kind == "cuda" else 16 * MIB
-    return replace(sizes, messages=_powers(KIB, max_bytes or default, step))
+        sizes, step, largest = (_QUICK_CUDA, 16, 256 * MIB) if cuda else (_QUICK_CPU, 16, 16 * MIB)
+    else:
+        sizes, step, largest = (_CUDA, 4, 256 * MIB) if cuda else (_CPU, 4, 256 * MIB)
+    return replace(sizes, messages=tuple(sorted(set(messages))) or _powers(KIB, max_bytes or largest, step))
 
 
 def _powers(first: int, last: int, step: int) -> tuple[int, ...]:
@@ -47,48 +63,68 @@ def _powers(first: int, last: int, step: int) -> tuple[int, ...]:
     return (*found, last)
 
 
+def _cube(*sizes: int) -> tuple[tuple[int, ...], ...]:
+    return (sizes, sizes, sizes)
+
+
 _CPU = Sizes(
-    samples=7,
-    window_s=0.05,
-    gemm={"float32": (16, 64, 256, 1024), "bfloat16": (64, 256, 1024), "float64": (64, 256, 1024)},
+    samples=3,
+    visits=5,
+    window_s=0.03,
+    gemm={
+        "float32": ((16, 64, 256, 1024, 4096), (16, 64, 256, 1024), (16, 64, 256, 1024)),
+        "bfloat16": _cube(64, 256, 1024),
+        "float64": _cube(64, 256, 1024),
+    },
+    batched_gemm={"float32": ((4, 32), (32, 256), (32, 256), (16, 64, 256))},
     attention={"float32": (32, 128, 512, 1024), "bfloat16": (128, 512), "float64": (128, 512)},
     attention_batch=8,
     head_sizes=(16, 64),
-    memory=_powers(16 * KIB, 64 * MIB, 4),
-    messages=(),
+    memory=_powers(4 * KIB, 64 * MIB, 4),
 )
 
 _QUICK_CPU = replace(
     _CPU,
-    samples=5,
-    window_s=0.03,
-    gemm={"float32": (32, 128, 512), "bfloat16": (128, 512), "float64": (128, 512)},
+    samples=2,
+    visits=3,
+    window_s=0.01,
+    gemm={"float32": _cube(32, 128, 512), "bfloat16": _cube(128, 512), "float64": _cube(128, 512)},
+    batched_gemm={"float32": ((8,), (32, 256), (32, 256), (32, 256))},
     attention={"float32": (64, 256)},
     head_sizes=(32,),
-    memory=_powers(16 * KIB, 16 * MIB, 16),
+    memory=_powers(4 * KIB, 16 * MIB, 8),
+    beside_kinds=("all_reduce",),
+    beside_bytes=256 * KIB,
 )
 
 _CUDA = Sizes(
-    samples=7,
+    samples=3,
+    visits=5,
     window_s=0.01,
     gemm={
-        "bfloat16": (256, 1024, 2048, 4096, 8192),
-        "float16": (1024, 4096),
-        "float32": (256, 1024, 4096),
-        "float64": (256, 1024, 4096),
+        "bfloat16": _cube(256, 1024, 2048, 4096, 8192),
+        "float16": _cube(1024, 4096),
+        "float32": _cube(256, 1024, 4096),
+        "float64": _cube(256, 1024, 4096),
     },
+    batched_gemm={"bfloat16": ((8, 64), (128, 1024, 4096), (128, 1024, 4096), (64, 512, 2048))},
     attention={"bfloat16": (512, 2048, 8192), "float16": (2048,)},
     attention_batch=32,
     head_sizes=(64, 128),
     memory=_powers(256 * KIB, 1 * GIB, 8),
-    messages=(),
+    copies=_powers(256 * KIB, 256 * MIB, 8),
+    beside_bytes=64 * MIB,
 )
 
 _QUICK_CUDA = replace(
     _CUDA,
-    samples=5,
-    gemm={"bfloat16": (512, 2048, 8192), "float32": (512, 4096), "float64": (512, 2048)},
+    samples=2,
+    visits=3,
+    gemm={"bfloat16": _cube(512, 2048, 8192), "float32": _cube(512, 4096), "float64": _cube(512, 2048)},
+    batched_gemm={"bfloat16": ((16,), (128, 2048), (128, 2048), (64, 1024))},
     attention={"bfloat16": (1024, 4096)},
     head_sizes=(128,),
     memory=_powers(1 * MIB, 1 * GIB, 32),
+    copies=(1 * MIB, 64 * MIB),
+    beside_kinds=("all_reduce",),
 )
