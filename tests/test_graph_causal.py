@@ -1,4 +1,4 @@
-"""A mask that is causal becomes ``is_causal``; any other stays the tensor that it is."""
+"""A mask that is causal becomes ``is_causal``, one that hides nothing goes; any other stays the tensor that it is."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from equality import SEQ, VOCAB, llama_loss, make, make_batch
 from graph_runner import run
 from torch import Tensor, nn
 
-from autoplan.graph.ir import ModelGraph, Op, OpKind
+from autoplan.graph.ir import ModelGraph, Op, OpKind, Window
 from autoplan.graph.trace import trace
 
 
@@ -32,7 +32,7 @@ def test_hugging_face_s_mask_is_recognised(samples: int, layers: int) -> None:
     assert masks == []
 
 
-def test_a_sliding_window_is_no_causal_mask() -> None:
+def test_a_sliding_window_keeps_its_mask_and_is_told() -> None:
     from transformers import MistralConfig, MistralForCausalLM
 
     config = MistralConfig(
@@ -43,7 +43,9 @@ def test_a_sliding_window_is_no_causal_mask() -> None:
     model = MistralForCausalLM(config)
     batch = make_batch("llama", 2, 0)
     graph = trace(model, batch, llama_loss)
-    assert [(op.causal, len(op.inputs)) for op in attention_ops(graph)] == [(False, 4)] * 2
+    pairs = sum(min(query + 1, 5) for query in range(SEQ))
+    window = Window(5, pairs / SEQ**2, causal=True)
+    assert [(op.causal, len(op.inputs), op.window) for op in attention_ops(graph)] == [(False, 4, window)] * 2
     got = run(graph, model, batch)[graph.loss]
     torch.testing.assert_close(got, llama_loss(model(**batch), batch))
 
@@ -86,18 +88,28 @@ def prefix(size: int) -> Tensor:
 
 
 @pytest.mark.parametrize(
-    ("mask", "rest", "recognised"),
+    ("mask", "rest", "meaning"),
     [
-        (causal, None, True),
-        (lambda size: causal(size)[None, None], None, True),
-        (lambda size: causal(size).expand(2, 1, size, size), None, True),
-        (lambda size: torch.stack([causal(size)] * 2).unsqueeze(1), None, True),
-        (prefix, None, False),
-        (lambda size: causal(size) | torch.eye(size, dtype=torch.bool).roll(1, 1), None, False),
-        (lambda size: torch.stack([causal(size), prefix(size)]).unsqueeze(1), None, False),
-        (lambda size: torch.ones(size, size, dtype=torch.bool), None, False),
-        (lambda size: torch.zeros(size, size).masked_fill(~causal(size), -1e9), None, False),
-        (causal, lambda y, mask: y * mask.sum(-1, keepdim=True), False),
+        (causal, None, "causal"),
+        (lambda size: causal(size)[None, None], None, "causal"),
+        (lambda size: causal(size).expand(2, 1, size, size), None, "causal"),
+        (lambda size: torch.stack([causal(size)] * 2).unsqueeze(1), None, "causal"),
+        (prefix, None, Window(6, (3 + 3 + 3 + 4 + 5 + 6) / 36, causal=False)),
+        (
+            lambda size: causal(size) | torch.eye(size, dtype=torch.bool).roll(1, 1),
+            None,
+            Window(6, (2 + 3 + 4 + 5 + 6 + 6) / 36, causal=False),
+        ),
+        (lambda size: torch.stack([causal(size), prefix(size)]).unsqueeze(1), None, None),
+        (lambda size: torch.ones(size, size, dtype=torch.bool), None, "all"),
+        (lambda size: torch.zeros(size, size).masked_fill(~causal(size), -1e9), None, None),
+        (
+            lambda size: causal(size) & ~causal(size).roll(2, 0).tril(-2),
+            None,
+            Window(2, 11 / 36, causal=True),
+        ),
+        (lambda size: torch.rand(size, size) > 0, None, None),
+        (causal, lambda y, mask: y * mask.sum(-1, keepdim=True), "causal"),
     ],
     ids=[
         "plain",
@@ -109,10 +121,12 @@ def prefix(size: int) -> Tensor:
         "one of two",
         "all",
         "additive",
+        "sliding",
+        "random",
         "used twice",
     ],
 )
-def test_only_a_lower_triangle_used_as_a_mask_alone(mask: Any, rest: Any, recognised: bool) -> None:
+def test_what_a_mask_means(mask: Any, rest: Any, meaning: Any) -> None:
     torch.manual_seed(0)
     model, batch = Masked(mask, rest), torch.randn(2, 6, 8)
 
@@ -120,8 +134,9 @@ def test_only_a_lower_triangle_used_as_a_mask_alone(mask: Any, rest: Any, recogn
         return out.square().mean()
 
     graph = trace(model, batch, loss)
-    assert {op.causal for op in attention_ops(graph)} == {recognised}
-    assert {len(op.inputs) for op in attention_ops(graph)} == {3 if recognised else 4}
+    assert {op.causal for op in attention_ops(graph)} == {meaning == "causal"}
+    assert {op.window for op in attention_ops(graph)} == {meaning if isinstance(meaning, Window) else None}
+    assert {len(op.inputs) for op in attention_ops(graph)} == {3 if isinstance(meaning, str) else 4}
     torch.testing.assert_close(run(graph, model, {"input": batch})[graph.loss], loss(model(batch), batch))
 
 

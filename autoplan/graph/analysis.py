@@ -188,7 +188,7 @@ class _Runner:
                 node.name, str(node.target), _module_path(node, self.path), _op_kind(node, gemm, forward),
                 tuple(n.name for n in tensor_arguments(node)), node.name, forward.flops, backward.flops,
                 forward.nbytes, backward.nbytes, gemm, is_causal(node), self._saved(node), is_random(node),
-                self._routing(node, gemm),
+                self._routing(node, gemm), node.meta.get("window"),
             )
         )  # fmt: skip
 

@@ -1,96 +1,62 @@
-"""Recognising a causal attention mask that a model builds as a tensor.
+"""Attention masks that models build as tensors, turned into what they mean.
 
-Hugging Face models under ``torch.export`` build the mask explicitly and hand it to attention. A mask
-that depends on nothing but the shapes is a constant: it is evaluated once, and if it is the lower
-triangle the attention becomes ``is_causal=True``, which is the same function, needs no (s, s) tensor
-and is priced as causal.
+Hugging Face models under ``torch.export`` build the mask explicitly and hand it to attention. Where it
+depends on nothing but shapes, ``bands.py`` tells which keys each query sees. If that is all keys up to its own,
+attention becomes ``is_causal=True``, which is the same function, needs no (s, s) tensor and is priced as
+causal. If it is all keys, the mask is left out. Any other band, a sliding window most of all, is noted in
+``meta["window"]`` beside the mask, which stays.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
-import torch
-from torch import Tensor, fx
+from torch import fx
 
-__all__ = ["causal_values", "make_causal"]
+from autoplan.graph.bands import Band, find_bands
+from autoplan.graph.gemms import argument, is_attention
+from autoplan.graph.ir import Window
 
-_LARGEST = 1 << 28
-_SDPA = torch.ops.aten.scaled_dot_product_attention.default
-
-
-def causal_values(graph: fx.Graph) -> set[str]:
-    """Names of the nodes of ``graph`` that are boolean, constant and lower triangular in their last two dims."""
-    static: set[fx.Node] = set()
-    for node in graph.nodes:
-        if node.op == "call_function" and all(n in static for n in node.all_input_nodes):
-            static.add(node)
-    masks = [n for n in static if _may_be_mask(n.meta.get("val"))]
-    if not masks:
-        return set()
-    wanted, found = _ancestors(masks), set()
-    env: dict[fx.Node, Any] = {}
-    for node in graph.nodes:
-        if node in wanted:
-            args, kwargs = fx.map_arg((node.args, node.kwargs), lambda n: env[n])
-            env[node] = node.target(*args, **kwargs)
-            if node in masks and _is_lower_triangle(env[node]):
-                found.add(node.name)
-    return found
+__all__ = ["free_bands", "use_bands"]
 
 
-def _may_be_mask(value: Any) -> bool:
-    return (
-        isinstance(value, Tensor)
-        and value.dtype == torch.bool
-        and value.dim() >= 2
-        and value.shape[-1] == value.shape[-2] > 1
-        and value.numel() <= _LARGEST
-    )
+def free_bands(graph: fx.Graph) -> dict[str, Band]:
+    """By name, the boolean values of ``graph`` that depend on shapes alone and have a band."""
+    return {node.name: band for node, band in find_bands(graph, {}).items()}
 
 
-def _ancestors(nodes: list[fx.Node]) -> set[fx.Node]:
-    seen: set[fx.Node] = set()
-    pending = list(nodes)
-    while pending:
-        node = pending.pop()
-        if node not in seen:
-            seen.add(node)
-            pending.extend(node.all_input_nodes)
-    return seen
+def use_bands(graph: fx.Graph, given: dict[str, Band]) -> None:
+    """Simplify every fused attention of ``graph`` whose mask has a band; ``given`` tells those of placeholders.
 
-
-def _is_lower_triangle(mask: Tensor) -> bool:
-    """True if every (query, key) matrix of ``mask`` is the lower triangle; broadcast ones are looked at once."""
-    stored = mask[tuple(slice(1) if stride == 0 else slice(None) for stride in mask.stride()[:-2])]
-    size = mask.shape[-1]
-    return bool((stored == torch.ones(size, size, dtype=torch.bool).tril_()).all())
-
-
-def make_causal(graph: fx.Graph, placeholder: str) -> bool:
-    """Turn every attention of ``graph`` that takes ``placeholder`` as its mask into a causal one.
-
-    Returns False, and changes nothing, if the placeholder is used in any other way.
+    A placeholder that is needed no more is removed.
     """
-    node = next((n for n in graph.nodes if n.op == "placeholder" and n.name == placeholder), None)
-    if node is None or not all(_is_mask_of(user, node) for user in node.users):
-        return False
-    for user in list(node.users):
-        arguments = dict(
-            zip(("query", "key", "value", "attn_mask", "dropout_p", "is_causal"), user.args, strict=False)
-        )
-        arguments |= user.kwargs
-        arguments["attn_mask"], arguments["is_causal"] = None, True
-        user.args = tuple(arguments.pop(name) for name in ("query", "key", "value"))
-        user.kwargs = arguments
-    graph.erase_node(node)
-    return True
+    if not any(is_attention(node) for node in graph.nodes):
+        return
+    bands = find_bands(graph, given)
+    for node in list(graph.nodes):
+        mask = argument(node, 3, "attn_mask", None) if is_attention(node) else None
+        band = bands.get(mask) if isinstance(mask, fx.Node) else None
+        if band is not None and _covers(node, band) and not argument(node, 5, "is_causal", False):
+            _simplify(node, band)
+    graph.eliminate_dead_code()
+    for node in list(graph.nodes):
+        if node.op == "placeholder" and node.name in given and not node.users:
+            graph.erase_node(node)
 
 
-def _is_mask_of(user: fx.Node, node: fx.Node) -> bool:
-    if user.target is not _SDPA:
-        return False
-    mask = user.kwargs.get("attn_mask", user.args[3] if len(user.args) > 3 else None)
-    query_rows = user.args[0].meta["val"].shape[-2]  # type: ignore[union-attr]
-    key_rows = user.args[1].meta["val"].shape[-2]  # type: ignore[union-attr]
-    return mask is node and node not in user.args[:3] and query_rows == key_rows
+def _covers(node: fx.Node, band: Band) -> bool:
+    """Whether the band has the attention's own queries and keys, none of them broadcast."""
+    queries, keys = (node.args[i].meta["val"].shape[-2] for i in (0, 1))  # type: ignore[union-attr]
+    return (len(band.first_Q), band.keys) == (queries, keys)
+
+
+def _simplify(node: fx.Node, band: Band) -> None:
+    if not (band.is_full or band.is_causal):
+        causal = bool((band.end_Q <= band.first_Q.new_tensor(range(1, len(band.end_Q) + 1))).all())
+        node.meta["window"] = Window(band.window, band.share, causal)
+        return
+    names = ("query", "key", "value", "attn_mask", "dropout_p", "is_causal")
+    arguments: dict[str, Any] = dict(zip(names, node.args, strict=False)) | node.kwargs
+    arguments |= {"attn_mask": None, "is_causal": band.is_causal and not band.is_full}
+    node.args = tuple(arguments.pop(name) for name in names[:3])
+    node.kwargs = arguments

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from autoplan.graph.routing import Routing
 
-__all__ = ["Block", "Gemm", "ModelGraph", "Op", "OpKind", "Origin", "Saved", "Unit", "Value"]
+__all__ = ["Block", "Gemm", "ModelGraph", "Op", "OpKind", "Origin", "Saved", "Unit", "Value", "Window"]
 
 
 class Origin(StrEnum):
@@ -71,6 +71,19 @@ class Gemm:
 
 
 @dataclass(frozen=True, slots=True)
+class Window:
+    """What the mask of an attention lets a query see, where it is neither all keys nor all up to its own.
+
+    ``keys`` is the most that any query sees, ``share`` the part of all query-key pairs that meet, and ``causal``
+    says that no query sees a later key.
+    """
+
+    keys: int
+    share: float
+    causal: bool
+
+
+@dataclass(frozen=True, slots=True)
 class Saved:
     """A tensor that the backward pass of an op keeps; storage shared inside a block is listed once.
 
@@ -88,7 +101,8 @@ class Saved:
 class Op:
     """One ATen call of a block. ``inputs`` are its tensor arguments in order, repeats included; ``random`` says
     that it draws random numbers; ``routing`` is there for a product grouped by expert, whose ``gemm`` is one
-    product for each expert, and says how evenly rows are assumed to be spread over them."""
+    product for each expert, and says how evenly rows are assumed to be spread over them; ``window`` tells of a
+    fused attention what its mask lets through, while its FLOPs are those of all query-key pairs."""
 
     name: str
     target: str
@@ -105,6 +119,7 @@ class Op:
     saved: tuple[Saved, ...] = ()
     random: bool = False
     routing: Routing | None = None
+    window: Window | None = None
 
 
 @dataclass(slots=True)

@@ -15,7 +15,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from autoplan.errors import ModelError, TraceError
 from autoplan.graph.analysis import analyse
-from autoplan.graph.causal import causal_values, make_causal
+from autoplan.graph.bands import Band
+from autoplan.graph.causal import free_bands, use_bands
 from autoplan.graph.chain import Chain, Link, cut_chain
 from autoplan.graph.export import CleanGraph, export_clean
 from autoplan.graph.fold import find_repeats
@@ -186,7 +187,7 @@ class _Builder:
         self.model = model
         self.analyse = analyse
         self.chain: Chain = cut_chain(outer.graph, torch.ops.autoplan.block.default)
-        self.causal = {f"free.{name}" for name in causal_values(self.chain.free)}
+        self.bands = {f"free.{name}": band for name, band in free_bands(self.chain.free).items()}
         self._check_calls()
 
     def _check_calls(self) -> None:
@@ -235,11 +236,11 @@ class _Builder:
 
     def _call(self, link: Link, keys: dict[Any, _Kind], kinds: dict[str, Block]) -> tuple[Unit, Block]:
         call = self.calls[link.call or 0]
-        causal = tuple(read in self.causal for read in link.reads)
-        key = (call.signature(), causal)
+        bands = [self.bands.get(read) for read in link.reads]
+        key = (call.signature(), tuple(band and band.digest for band in bands))
         if key not in keys:
-            keys[key] = self._export(call, causal, len(keys))
-            self._check_copies(call, causal, keys[key])
+            keys[key] = self._export(call, bands, len(keys))
+            self._check_copies(call, bands, keys[key])
         kind = keys[key]
         reads = tuple(link.reads[index] for index in kind.kept)
         block = kinds.get(kind.name)
@@ -251,25 +252,25 @@ class _Builder:
             block = self.analyse(kind.name, call.path, clean.graph, clean.parameters, clean.buffers, inputs)
         return Unit(call.path, kind.name, call.path, reads, tuple(link.writes)), block
 
-    def _export(self, call: BlockCall, causal: tuple[bool, ...], number: int) -> _Kind:
-        clean = self._capture(call.block, call, causal)
+    def _export(self, call: BlockCall, bands: list[Band | None], number: int) -> _Kind:
+        clean = self._capture(call.block, call, bands)
         present = {n.name for n in clean.graph.nodes if n.op == "placeholder"}
         kept = [i for i, name in enumerate(clean.inputs) if name in present]
         return _Kind(f"{type(call.block).__name__}_{number}", clean, kept, [])
 
-    def _capture(self, block: nn.Module, call: BlockCall, causal: tuple[bool, ...]) -> CleanGraph:
+    def _capture(self, block: nn.Module, call: BlockCall, bands: list[Band | None]) -> CleanGraph:
         args, kwargs = call.arguments(_fresh(call.inputs, self.skeleton.mode))
         clean = export_clean(block, args, kwargs, self.skeleton.mode, call.path)
-        for name, is_mask in zip(clean.inputs, causal, strict=True):
-            if is_mask:
-                make_causal(clean.graph, name)
+        use_bands(
+            clean.graph, {n: band for n, band in zip(clean.inputs, bands, strict=True) if band is not None}
+        )
         return clean
 
-    def _check_copies(self, call: BlockCall, causal: tuple[bool, ...], kind: _Kind) -> None:
+    def _check_copies(self, call: BlockCall, bands: list[Band | None], kind: _Kind) -> None:
         """Other copies must trace to what the first did, or an attribute left out of the signature matters."""
         expected = _text(kind.clean.graph)
         for module in self.skeleton.other_copies(call.repeat):
-            if _text(self._capture(module, call, causal).graph) != expected:
+            if _text(self._capture(module, call, bands).graph) != expected:
                 read = ", ".join(sorted(self.skeleton.counted[call.repeat]))
                 raise TraceError(
                     call.path,
@@ -291,9 +292,9 @@ class _Builder:
         )
         if first is last:
             name = "model"
-        for read in [read for read in link.reads if read in self.causal]:
-            if make_causal(link.graph, read.removeprefix("free.")):
-                link.reads.remove(read)
+        use_bands(link.graph, {r.removeprefix("free."): self.bands[r] for r in link.reads if r in self.bands})
+        present = {n.name for n in link.graph.nodes if n.op == "placeholder"}
+        link.reads[:] = [r for r in link.reads if r not in self.bands or r.removeprefix("free.") in present]
         inputs = {n.name for n in link.graph.nodes if n.op == "placeholder" and n.name in differentiable}
         parameters = {n.name: str(n.target) for n in link.graph.nodes if n.meta.get("parameter")}
         block = self.analyse(name, "", link.graph, parameters, self._buffers(link.graph), inputs)
