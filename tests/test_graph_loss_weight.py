@@ -10,7 +10,6 @@ import torch.nn.functional as F
 from graph_runner import run
 from torch import Tensor, nn
 
-from autoplan.errors import TraceError
 from autoplan.graph.ir import ModelGraph
 from autoplan.graph.trace import trace
 
@@ -96,10 +95,13 @@ def test_the_parts_add_up_to_the_whole(name: str) -> None:
     ids=["summed", "weighted", "targets of its own"],
 )
 def test_a_cross_entropy_whose_parts_do_not_add_up(loss: Any, value: str) -> None:
-    with pytest.raises(TraceError, match="loss") as caught:
-        trace(Classifier(), batch_of(2), loss)
-    assert caught.value.field == "loss"
-    assert value in str(caught.value)
+    (reason,) = trace(Classifier(), batch_of(2), loss).meetings
+    assert reason.startswith("loss: ")
+    assert value in reason
+
+
+def pooled(out: Tensor) -> Tensor:
+    return F.normalize(out.mean(1), dim=-1)
 
 
 MIXED = {
@@ -107,14 +109,66 @@ MIXED = {
     "batch statistics": lambda out, batch: (out - out.mean()).square().mean(),
     "softmax over samples": lambda out, batch: out.softmax(0).square().mean(),
     "largest of the batch": lambda out, batch: (out / out.amax()).square().mean(),
+    "every pair": lambda out, batch: (pooled(out) @ pooled(out.relu()).T).log_softmax(-1).mean(),
+    "every pair by einsum": lambda out, batch: torch.einsum("bd,cd->bc", pooled(out), pooled(out)).mean(),
+    "every pair by broadcast": lambda out, batch: (pooled(out)[:, None] - pooled(out)[None]).square().mean(),
+    "features of the batch": lambda out, batch: (pooled(out).T @ pooled(out)).square().mean(),
+    "the next sample": lambda out, batch: (pooled(out) * pooled(out).roll(1, 0)).mean(),
+    "the first sample": lambda out, batch: (out - out[:1]).square().mean(),
+}
+APART = {
+    "attention by hand": lambda out, batch: (
+        (out @ out.transpose(1, 2)).softmax(-1).matmul(out).square().mean()
+    ),
+    "samples second": lambda out, batch: out.transpose(0, 1).softmax(0).square().mean(),
+    "tokens in one dim": lambda out, batch: out.flatten(0, 1).softmax(-1).square().mean(),
+    "tokens and back": lambda out, batch: out.flatten(0, 1).view(out.shape).sum(1).square().mean(),
+    "within a sample by einsum": lambda out, batch: torch.einsum("bsd,btd->bst", out, out).square().mean(),
+    "joined and cut": lambda out, batch: torch.cat([out, out], 1).chunk(2, 1)[1].square().mean(),
+    "two means": lambda out, batch: out.square().mean() + 0.1 * out.abs().mean(),
+    "a mean of means": lambda out, batch: out.square().mean(1).mean(),
 }
 
 
 @pytest.mark.parametrize("name", MIXED)
 @pytest.mark.parametrize("samples", [1, 3])
-def test_samples_that_meet_before_the_mean_are_refused(name: str, samples: int) -> None:
-    with pytest.raises(TraceError, match="samples that meet in the final mean only"):
-        trace(Classifier(), batch_of(samples), MIXED[name])
+def test_where_samples_meet_is_told(name: str, samples: int) -> None:
+    if samples == 1 and name == "the first sample":
+        return  # of one sample it is the whole
+    graph = trace(Classifier(), batch_of(samples), MIXED[name])
+    assert graph.meetings
+    assert graph.meetings[0].startswith("loss: aten.")
+
+
+def test_where_samples_meet_in_a_module_is_told_with_its_line() -> None:
+    class Whitened(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.norm, self.linear = Centred(), nn.Linear(8, 8)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.norm(self.linear(x)).square().mean()
+
+    class Centred(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x - x.mean(0)
+
+    (meeting,) = trace(Whitened(), torch.empty(3, 8)).meetings
+    line = Centred.forward.__code__.co_firstlineno + 1
+    assert meeting == f"norm: aten.mean.dim at test_graph_loss_weight.py:{line}"
+
+
+@pytest.mark.parametrize("name", APART)
+@pytest.mark.parametrize("samples", [1, 3])
+def test_samples_that_stay_apart_until_the_mean(name: str, samples: int) -> None:
+    assert trace(Classifier(), batch_of(samples), APART[name]).meetings == ()
+
+
+@pytest.mark.parametrize("name", APART)
+def test_a_mean_over_samples_that_stay_apart_adds_up(name: str) -> None:
+    model, batch = Classifier(), batch_of(4)
+    graph = trace(model, {key: value[:2] for key, value in batch.items()}, APART[name])
+    torch.testing.assert_close(parts(graph, model, batch), APART[name](model(**batch), batch))
 
 
 class _Positions(nn.Module):

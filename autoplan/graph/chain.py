@@ -4,22 +4,26 @@ Every node of the skeleton's graph is one of: *free* (computed from the batch, b
 alone), a block call, or an outer op that touches a parameter or a block's result. The i-th block call
 stands at position 2i+1 of the chain; an outer op stands at the latest position among what it reads, so
 at an even position 2i unless it only trims a block's result. Ops that read parameters alone stand where
-they are first used. Free nodes are left out of the chain and recomputed by whoever reads them.
+they are first used, and so does all that has to do with a buffer that forward changes (``meta["updated"]``). Free
+nodes are left out of the chain and recomputed by whoever reads them.
 """
 
 from __future__ import annotations
 
 import operator
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from torch import fx
+
+from autoplan.errors import TraceError
 
 __all__ = ["Chain", "Link", "cut_chain", "extract"]
 
 
 @dataclass(slots=True)
 class Link:
-    """One position of the chain: a block call (``call`` is its index) or a run of outer ops.
+    """One position of the chain: a block call (``call`` is the number that it has in the graph) or a run of outer ops.
 
     ``reads`` are chain names bound to the unit's inputs, ``writes`` those of its results. ``graph`` holds the
     outer ops (None for a block call), with placeholders in the order of ``reads``.
@@ -64,7 +68,7 @@ class _Cutter:
             if node.target is self.is_block:
                 self.position[node] = 2 * len(self.calls) + 1
                 self.calls.append(node)
-            elif node.meta.get("parameter"):
+            elif _belongs_to_a_unit(node):
                 parameter_only.append(node)
             elif node.op in ("placeholder", "get_attr") or all(n in self.free for n in node.all_input_nodes):
                 self.free.add(node)
@@ -80,6 +84,21 @@ class _Cutter:
             users = [self.position[user] for user in node.users if user in self.position]
             first = min(users, default=0)
             self.position[node] = first - first % 2  # what a block reads is made just before it
+        self._check_updates()
+
+    def _check_updates(self) -> None:
+        for node in self.graph.nodes:
+            if (
+                node.op == "get_attr"
+                and node.meta.get("updated")
+                and len({self.position[u] for u in node.users}) > 1
+            ):
+                raise TraceError(
+                    str(node.target),
+                    "a buffer that forward changes, used before and after a repeated block",
+                    "such a buffer in one place",
+                    "let one module both read and change it, and call that module once",
+                )
 
     def _reads_batch(self, node: fx.Node) -> bool:
         return any(n in self.free for n in node.all_input_nodes)
@@ -123,12 +142,12 @@ class _Cutter:
         writes = [f"{node.name}.{index}" for index in range(count)]
         for user in node.users:
             writes[user.args[1]] = user.name  # type: ignore[index]
-        return Link(position, position // 2, reads, writes, None)
+        return Link(position, node.args[1], reads, writes, None)  # type: ignore[arg-type]
 
     def _outer_link(self, position: int, loss: fx.Node) -> Link | None:
         own = {n for n, p in self.position.items() if p == position}
         # A parameter read at several positions (a tied embedding) appears in each of them.
-        weights = {n for user in own for n in user.all_input_nodes if n.meta.get("parameter")}
+        weights = {n for user in own for n in user.all_input_nodes if _belongs_to_a_unit(n)}
         body = [n for n in self.graph.nodes if n in own or n in weights]
         if not any(n.op == "call_function" for n in body):
             return None
@@ -144,17 +163,29 @@ class _Cutter:
             if n.op == "call_function"
             and (n is loss or any(self.position.get(u, position) != position for u in n.users))
         ]
-        graph = extract(self.graph, outputs, inputs, keep=inside)
+        updates = [n for n in body if n.op == "call_function" and n.meta.get("updated")]
+        graph = extract(self.graph, outputs, inputs, keep=inside, effects=updates)
         return Link(position, None, [self._name(n) for n in inputs], [self._name(n) for n in outputs], graph)
 
 
-def extract(source: fx.Graph, outputs: list[fx.Node], inputs: list[fx.Node], keep: set[fx.Node]) -> fx.Graph:
+def _belongs_to_a_unit(node: fx.Node) -> bool:
+    """A parameter, or a buffer that forward changes: each stands in the units that read it."""
+    return bool(node.meta.get("parameter")) or (node.op == "get_attr" and bool(node.meta.get("updated")))
+
+
+def extract(
+    source: fx.Graph,
+    outputs: list[fx.Node],
+    inputs: list[fx.Node],
+    keep: set[fx.Node],
+    effects: Sequence[fx.Node] = (),
+) -> fx.Graph:
     """A new graph that computes ``outputs`` of ``source`` from ``inputs``, using nodes of ``keep`` only.
 
-    Node names stay as they are. Placeholders come in the order of ``inputs``, then those of ``keep``.
+    ``effects`` are nodes that it runs for what they change. Node names stay as they are. Placeholders come in the order of ``inputs``, then those of ``keep``.
     """
     needed: set[fx.Node] = set()
-    pending = list(outputs)
+    pending = [*outputs, *effects]
     while pending:
         node = pending.pop()
         if node in needed or node in inputs:

@@ -4,18 +4,24 @@
 grad-mode regions. Here parameters become ``get_attr`` nodes again, the regions are inlined, and the
 rest is dropped, so that what remains is: placeholders for tensors, ``get_attr``, ATen calls, and an
 output that is a flat tuple. Every node keeps its fake value in ``meta["val"]``.
+
+A buffer that forward changes (BatchNorm's statistics) is changed by a ``copy_`` at the end of the graph;
+its ``get_attr`` and the ``copy_`` carry ``meta["updated"]``.
 """
 
 from __future__ import annotations
 
 import operator
+import traceback
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import fx, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
-from torch.export.graph_signature import InputKind
+from torch.export.graph_signature import InputKind, OutputKind
 
 from autoplan.errors import AutoplanError, TraceError
 
@@ -23,6 +29,10 @@ __all__ = ["CleanGraph", "export_clean", "not_captured"]
 
 _aten = torch.ops.aten
 _DROPPED = (_aten._assert_tensor_metadata.default, _aten._assert_async.msg, _aten._assert_async.default)
+_BATCH_NORMS = {
+    _aten.batch_norm.default: 5,
+    _aten.instance_norm.default: 5,
+}  # where it says: use the batch's statistics
 _CASTS = (_aten.to.dtype, _aten.to.dtype_layout, _aten.to.device, _aten._to_copy.default)
 
 
@@ -46,14 +56,15 @@ def export_clean(
     mode: FakeTensorMode,
     path: str,
     root: str = "",
+    outputs: Sequence[int] | None = None,
 ) -> CleanGraph:
     """Export ``module`` on fake ``args`` and ``kwargs``.
 
-    ``path`` is its name in error messages, which leave ``root`` out of the names of its tensors.
+    ``path`` is its name in error messages, which leave ``root`` out of the names of its tensors. ``outputs``
+    are the places of the flat output that are wanted; None wants all.
 
     Raises:
-        TraceError: torch.export cannot capture the module, or it changes a tensor in place that
-            outlives the call (a buffer update), which a sharded program could not repeat faithfully.
+        TraceError: torch.export cannot capture the module, or it changes one of its inputs in place.
     """
     try:
         with mode:
@@ -64,25 +75,38 @@ def export_clean(
         raise
     except Exception as error:
         raise not_captured(path or type(module).__name__, error) from error
-    if program.graph_signature.buffers_to_mutate or program.graph_signature.user_inputs_to_mutate:
-        names = sorted(n.removeprefix(root) for n in program.graph_signature.buffers_to_mutate.values())
+    if changed := program.graph_signature.user_inputs_to_mutate:
         raise TraceError(
             path,
-            names,
-            "no buffer that forward changes",
-            "freeze these buffers, or call model.eval() on their module",
+            sorted(changed.values()),
+            "no input that forward changes in place",
+            "let forward change a copy: x = x.clone()",
         )
-    return _clean(program, path, root)
+    return _clean(program, path, root, outputs)
 
 
 def not_captured(path: str, error: Exception) -> TraceError:
     """What to say when torch cannot run the module at ``path`` on fake tensors."""
+    place = _source_line(error)
+    way_round = "make its shapes and its branches independent of data"
+    if "drop" in place.rpartition(": ")[2]:
+        way_round = "set the model's layer drop to 0: which layers run must not be drawn at random"
     return TraceError(
         path,
         _first_line(error),
         "a module that torch.export captures",
-        "see the line named by torch.export.export(module, args, strict=False) and make its shapes independent of data",
+        f"{way_round}{f', at {place}' if place else ''}",
     )
+
+
+def _source_line(error: Exception) -> str:
+    """``file:line: code`` of the innermost frame that is neither torch's nor ours."""
+    own = Path(__file__).parent, Path(torch.__file__).parent
+    for frame in reversed(traceback.extract_tb(error.__traceback__)):
+        file = Path(frame.filename)
+        if file.is_file() and not any(file.is_relative_to(folder) for folder in own):
+            return f"{file.name}:{frame.lineno}: {frame.line or ''}"
+    return ""
 
 
 def _first_line(error: Exception) -> str:
@@ -94,12 +118,20 @@ def _mutates(graph: fx.Graph) -> bool:
     return any(
         node.op == "call_function"
         and isinstance(node.target, torch._ops.OpOverload)
-        and node.target._schema.is_mutable
+        and (node.target._schema.is_mutable or _keeps_statistics(node))
         for node in graph.nodes
     )
 
 
-def _clean(program: torch.export.ExportedProgram, path: str, root: str) -> CleanGraph:
+def _keeps_statistics(node: fx.Node) -> bool:
+    """A norm that updates running statistics, of which its schema says nothing."""
+    flag = _BATCH_NORMS.get(node.target)  # type: ignore[arg-type]
+    return flag is not None and node.args[3] is not None and bool(node.args[flag])
+
+
+def _clean(
+    program: torch.export.ExportedProgram, path: str, root: str, wanted: Sequence[int] | None
+) -> CleanGraph:
     source = program.graph
     graph = fx.Graph()
     env: dict[fx.Node, Any] = {}
@@ -112,12 +144,30 @@ def _clean(program: torch.export.ExportedProgram, path: str, root: str) -> Clean
         elif node.op == "placeholder":
             _place(node, specs[node.name], program, env, result)
     _copy_body(source, program.graph_module, graph, env)
-    outputs = next(node for node in source.nodes if node.op == "output").args[0]
+    returned = next(node for node in source.nodes if node.op == "output").args[0]
+    kinds = [spec.kind for spec in program.graph_signature.output_specs]
+    given = [node for node, kind in zip(returned, kinds, strict=True) if kind is OutputKind.USER_OUTPUT]  # type: ignore[arg-type]
+    outputs = given if wanted is None else [given[place] for place in wanted]
+    _write_back(program, {n.name: env[n] for n in returned if isinstance(n, fx.Node)}, result)  # type: ignore[union-attr]
     output = graph.output(tuple(env[node] for node in outputs))
-    output.meta["val"] = tuple(node.meta["val"] for node in outputs)
+    output.meta["val"] = tuple(node.meta["val"] for node in outputs)  # type: ignore[union-attr]
     graph.eliminate_dead_code()
     _drop_unused(graph, result)
     return result
+
+
+def _write_back(program: torch.export.ExportedProgram, made: dict[str, fx.Node], result: CleanGraph) -> None:
+    """Store each changed buffer's new value in it. Forward reads a copy, which backward may still need after that."""
+    holders = {name: node for node in result.graph.nodes if (name := result.buffers.get(node.name))}
+    for value, buffer in program.graph_signature.buffers_to_mutate.items():
+        holder = holders[buffer]
+        with result.graph.inserting_after(holder):
+            read = result.graph.call_function(_aten.clone.default, (holder,))
+        read.meta.update(made[value].meta, val=holder.meta["val"])
+        holder.replace_all_uses_with(read, lambda user, read=read: user is not read)
+        stored = result.graph.call_function(_aten.copy_.default, (holder, made[value]))
+        stored.meta.update(made[value].meta, val=holder.meta["val"])
+        holder.meta["updated"] = stored.meta["updated"] = True
 
 
 def _place(
@@ -238,5 +288,7 @@ def _drop_unused(graph: fx.Graph, result: CleanGraph) -> None:
     for node in list(graph.nodes):
         if node.op in ("placeholder", "get_attr") and not node.users:
             graph.erase_node(node)
-            result.parameters.pop(node.name, None)
-            result.buffers.pop(node.name, None)
+    present = {node.name for node in graph.nodes}
+    for table in (result.parameters, result.buffers):
+        for name in [name for name in table if name not in present]:
+            del table[name]

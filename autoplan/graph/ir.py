@@ -128,7 +128,8 @@ class Block:
 
     ``parameters`` and ``buffers`` map a value's name to its name relative to ``path``, the first
     module of this kind (empty for the prologue, the epilogue and what lies between blocks).
-    ``inputs`` are value names in calling order; ``outputs`` likewise. ``graph`` is the executable
+    ``inputs`` are value names in calling order; ``outputs`` likewise. A buffer that forward changes is written
+    by an ``aten.copy_`` that nothing reads; ``updates`` names these buffers' values. ``graph`` is the executable
     ``torch.fx`` graph, in global shapes; its node names are the names used here. ``shared`` lists the
     inputs without gradient (masks, ids, rotary tables) that the backward pass keeps: all blocks keep the
     same, so they are not among the ops' saved tensors. ``roots`` gives, for each output that lies in the
@@ -147,6 +148,15 @@ class Block:
     shared: tuple[str, ...] = ()
     roots: dict[str, str] = field(default_factory=dict)
     _strategies: dict[Any, Any] = field(default_factory=dict, repr=False)
+
+    @property
+    def updates(self) -> tuple[str, ...]:
+        """The buffers that running the block changes."""
+        return tuple(
+            op.inputs[0]
+            for op in self.ops
+            if op.target == "aten.copy_.default" and op.inputs[0] in self.buffers
+        )
 
     @property
     def saved_bytes(self) -> int:
@@ -191,7 +201,9 @@ class ModelGraph:
     ``free.*`` values from the batch and from buffers alone. ``loss`` names the chain value that is the
     scalar loss. ``weight`` names the chain value that weighs this micro-batch's mean loss against
     others (the number of targets not ignored), or is None when every micro-batch weighs the same.
-    ``tied`` lists groups of parameters that are one tensor, as (unit name, value name) pairs.
+    ``tied`` lists groups of parameters that are one tensor, as (unit name, value name) pairs. ``meetings``
+    tells where samples meet before the final mean: such a model's batch must stay whole, on one data rank and
+    in one micro-batch. ``unused`` gives the shapes of the parameters that forward never reads, by name.
     """
 
     name: str
@@ -204,6 +216,8 @@ class ModelGraph:
     weight: str | None
     tied: tuple[tuple[tuple[str, str], ...], ...]
     batch_inputs: dict[str, tuple[tuple[int, ...], str]]
+    meetings: tuple[str, ...] = ()
+    unused: dict[str, tuple[int, ...]] = field(default_factory=dict)
 
     def count(self, kind: str) -> int:
         """How many units are copies of ``kind``."""
@@ -221,8 +235,9 @@ class ModelGraph:
 
     @property
     def parameter_count(self) -> int:
-        """Parameters of the whole model; a tied group counts once."""
+        """Parameters of the whole model; a tied group counts once, and what forward never reads counts too."""
         total = sum(self.kinds[unit.kind].parameter_count for unit in self.units)
+        total += sum(math.prod(shape) for shape in self.unused.values())
         kind_of = {unit.name: unit.kind for unit in self.units}
         for group in self.tied:
             for unit_name, value in group[1:]:

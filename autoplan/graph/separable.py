@@ -1,76 +1,103 @@
-"""Refusing models in which samples of a batch meet before the loss.
+"""Finding where samples of a batch meet before the loss.
 
 A plan cuts the batch, which leaves the loss what it was only if each sample goes its own way until the
-final mean. What brings samples together is a reduction, softmax or norm over dim 0, where the batch is (or,
-once tokens are flattened, batch and sequence are). A product that contracts or pairs samples, as
-a contrastive loss has, is not recognised.
+final mean. Where samples meet (statistics of a batch norm, the pairs of a contrastive loss, a reduction over
+the batch), the model is planned with its batch whole: one data rank, one micro-batch.
+
+Each value is followed by the dim that holds the samples (``batch_dims``). Where an op loses track of it,
+samples are taken to be apart, but for what runs over dim 0.
 """
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import torch
 from torch import fx
 
-from autoplan.errors import TraceError
-from autoplan.graph.gemms import argument
-from autoplan.graph.ir import Block
+from autoplan.graph.batch_dims import UNKNOWN, SamplesMeet, batch_dim, runs_over
+from autoplan.graph.ir import Block, ModelGraph
 
-__all__ = ["check_separable"]
+__all__ = ["meetings"]
 
-_aten = torch.ops.aten
-_OVER_DIMS = {
-    _aten.sum.dim_IntList, _aten.mean.dim, _aten.amax.default, _aten.amin.default, _aten.var.correction,
-    _aten.std.correction, _aten.logsumexp.default, _aten.max.dim, _aten.min.dim, _aten.cumsum.default,
-    _aten.softmax.int, _aten.log_softmax.int, _aten.var_mean.correction, _aten.prod.dim_int, _aten.norm.ScalarOpt_dim,
-    _aten.linalg_vector_norm.default,
-}  # fmt: skip
-_OVER_ALL = {_aten.sum.default, _aten.mean.default, _aten.max.default, _aten.min.default, _aten.std.default,
-             _aten.var.default, _aten.prod.default}  # fmt: skip
-_DIM_POSITION = {_aten.norm.ScalarOpt_dim: 2, _aten.linalg_vector_norm.default: 2}
+_NOT_THEIRS = Path(__file__).parent, Path(torch.__file__).parent
+_Places = dict[str, int | None]
 
 
-def check_separable(block: Block, loss: str | None) -> None:
-    """Raise TraceError if an op of ``block`` reduces activations over dim 0.
+def meetings(graph: ModelGraph, means: list[fx.Node]) -> tuple[str, ...]:
+    """``module path: op at file:line`` for each op of the model in which samples meet, each once.
 
-    ``loss`` names the block's value that is the loss: the op that it comes from is the one mean over the batch
-    that there must be.
+    Samples also meet in a buffer that forward changes, as it does so once for the whole batch.
+
+    Torch keeps the lines of modules, not of a loss that is a function.
+
+    Args:
+        graph: the model.
+        means: the nodes of its graphs that take the loss's mean over the batch, where samples should meet.
     """
-    final = _final(block, loss)
-    activations: set[fx.Node] = set()
+    chain: _Places = {f"batch.{name}": 0 for name in graph.batch_inputs}
+    names = [f"batch.{node.target}" for node in graph.free.graph.nodes if node.op == "placeholder"]
+    _, places = _follow(graph.free, [chain[name] for name in names], means, graph.micro_batch)
+    chain |= {f"free.{name}": places[name] for name in graph.free.outputs}
+    seen: dict[tuple[str, tuple[int | None, ...]], tuple[list[str], _Places]] = {}
+    found: list[str] = []
+    for unit in graph.units:
+        block = graph.kinds[unit.kind]
+        given = tuple(chain[name] for name in unit.arguments)
+        if (unit.kind, given) not in seen:
+            seen[unit.kind, given] = _follow(block, list(given), means, graph.micro_batch)
+            found.extend(seen[unit.kind, given][0])
+        places = seen[unit.kind, given][1]
+        chain |= {r: places[name] for r, name in zip(unit.results, block.outputs, strict=True)}
+    for block in graph.kinds.values():
+        found.extend(f"{block.path or block.kind}: changes {block.buffers[name]}" for name in block.updates)
+    return tuple(dict.fromkeys(found))
+
+
+def _follow(
+    block: Block, given: list[int | None], means: list[fx.Node], samples: int
+) -> tuple[list[str], _Places]:
+    """The ops of ``block`` in which samples meet, and where the samples are in each of its values."""
+    found: list[str] = []
+    places: dict[fx.Node, int | None] = {}
+    waiting = iter(given)
     for node in block.graph.nodes:
         if node.op == "placeholder":
-            activations.add(node)
-        elif node.op == "call_function" and any(n in activations for n in node.all_input_nodes):
-            activations.add(node)
-            if node is not final and block.values[node.name].requires_grad and _reduces_batch(node):
-                path = next(op.module_path for op in block.ops if op.name == node.name)
-                raise TraceError(
-                    path or "loss", str(node.target), "samples that meet in the final mean only",
-                    "reduce over the other dims, and let the loss be one mean over the batch",
-                )  # fmt: skip
+            places[node] = next(waiting)
+        elif node.op == "get_attr":
+            places[node] = None
+        elif node.op == "call_function":
+            places[node], meet = _place(node, places, samples)
+            if meet and node not in means and _is_differentiable(block, node):
+                path = next((op.module_path for op in block.ops if op.name == node.name), "")
+                found.append(f"{path or 'loss'}: {node.target}{_line(node)}")
+    return found, {node.name: place for node, place in places.items()}
 
 
-def _final(block: Block, loss: str | None) -> fx.Node | None:
-    """The op that takes the mean: the first reduction found going back from the loss."""
-    node = next((n for n in block.graph.nodes if n.name == loss), None)
-    while node is not None and node.op == "call_function" and not _reduces_batch(node):
-        if "loss" in str(node.target):
-            return None  # the mean is inside it
-        sources = [n for n in node.all_input_nodes if n.op == "call_function"]
-        node = sources[0] if len(sources) == 1 else None
-    return node
+def _place(node: fx.Node, places: dict[fx.Node, int | None], samples: int) -> tuple[int | None, bool]:
+    """Where the samples are in the result, and whether they meet in this op."""
+    held = {source: places[source] for source in node.all_input_nodes}
+    if all(place is None for place in held.values()):
+        return None, False
+    if UNKNOWN in held.values():
+        return UNKNOWN, runs_over(node, 0)
+    try:
+        return batch_dim(node, held, samples), False
+    except SamplesMeet:
+        return UNKNOWN, True
 
 
-def _reduces_batch(node: fx.Node) -> bool:
-    source = node.args[0] if node.args else None
-    if not isinstance(source, fx.Node) or not isinstance(source.meta.get("val"), torch.Tensor):
-        return False
-    rank = source.meta["val"].dim()
-    if node.target in _OVER_ALL:
-        return rank > 0
-    if node.target not in _OVER_DIMS or rank == 0:
-        return False
-    dims = argument(node, _DIM_POSITION.get(node.target, 1), "dim", None)  # type: ignore[arg-type]
-    if dims is None or dims == []:
-        return True
-    return any(dim % rank == 0 for dim in (dims if isinstance(dims, list | tuple) else [dims]))
+def _is_differentiable(block: Block, node: fx.Node) -> bool:
+    """Whether a gradient flows through the op; what one does not is a target, a mask or a count."""
+    return node.name in block.values and block.values[node.name].requires_grad
+
+
+def _line(node: fx.Node) -> str:
+    """`` at file:line`` of the user's call, where torch kept it."""
+    stack = [line.strip() for line in str(node.meta.get("stack_trace") or "").splitlines()]
+    calls = [line.removeprefix("File ").partition(", line ") for line in stack if line.startswith("File ")]
+    lines = [(Path(file.strip('"')), rest.partition(",")[0]) for file, _, rest in calls]
+    theirs = [
+        (file, line) for file, line in lines if not any(file.is_relative_to(own) for own in _NOT_THEIRS)
+    ]
+    return f" at {theirs[-1][0].name}:{theirs[-1][1]}" if theirs else ""

@@ -10,6 +10,7 @@ is, and any wiring between blocks (skips, shared masks, tuples) is captured as i
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -31,6 +32,16 @@ class _TensorSlot:
 
 
 _SLOT = _TensorSlot()
+_CONSTANTS = (type(None), bool, int, float, str, torch.dtype, torch.device)
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """What stands at one place of a block's output: its ``source`` is an ``input`` or a ``made`` tensor, by index, or
+    a ``constant``."""
+
+    source: str
+    value: Any
 
 
 @dataclass(slots=True)
@@ -43,6 +54,7 @@ class BlockCall:
     leaves: list[Any]
     spec: pytree.TreeSpec
     inputs: list[Tensor] = field(default_factory=list)
+    results: tuple[Result, ...] = ()
     output_spec: pytree.TreeSpec | None = None
 
     def arguments(self, tensors: list[Tensor]) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -51,6 +63,22 @@ class BlockCall:
         leaves = [next(rest) if leaf is _SLOT else leaf for leaf in self.leaves]
         return pytree.tree_unflatten(leaves, self.spec)
 
+    @property
+    def made(self) -> list[int]:
+        """Which of the flat outputs are the tensors that the block makes, each once."""
+        first: dict[int, int] = {}
+        for place, result in enumerate(self.results):
+            if result.source == "made":
+                first.setdefault(result.value, place)
+        return [first[index] for index in range(len(first))]
+
+    def output(self, made: list[Tensor], given: list[Tensor]) -> Any:
+        """What the block returns to its parent: tensors it made, tensors it was given, and constants."""
+        assert self.output_spec is not None
+        tables = {"made": made, "input": given}
+        leaves = [tables[r.source][r.value] if r.source in tables else r.value for r in self.results]
+        return pytree.tree_unflatten(leaves, self.output_spec)
+
     def signature(self) -> Any:
         """Two calls of one repeat with equal signatures run the same graph."""
         shapes = tuple((tuple(t.shape), t.dtype) for t in self.inputs)
@@ -58,7 +86,7 @@ class BlockCall:
 
 
 _ACTIVE: list[BlockCall] = []
-_OUTPUTS: dict[Any, tuple[list[Any], pytree.TreeSpec]] = {}
+_OUTPUTS: dict[Any, tuple[list[Tensor], tuple[Result, ...], pytree.TreeSpec]] = {}
 
 
 @torch.library.custom_op("autoplan::block", mutates_args=())
@@ -74,28 +102,57 @@ def _block_fake(tensors: list[Tensor], call: int) -> list[Tensor]:
     args, kwargs = record.arguments(tensors)
     record.inputs = list(tensors)
     key = record.signature()
-    if key in _OUTPUTS:
-        leaves, record.output_spec = _OUTPUTS[key]
-        return [torch.empty_like(leaf) for leaf in leaves]
-    try:
-        with torch.no_grad():
-            output = record.block(*args, **kwargs)
-    except AutoplanError:
-        raise
-    except Exception as error:
-        raise not_captured(record.path, error) from error
-    leaves, record.output_spec = pytree.tree_flatten(output)
-    _OUTPUTS[key] = (leaves, record.output_spec)
-    if not all(isinstance(leaf, Tensor) for leaf in leaves):
-        kinds = sorted({type(leaf).__name__ for leaf in leaves if not isinstance(leaf, Tensor)})
-        raise TraceError(
-            record.path, kinds, "a repeated block that returns tensors only", "return tensors from this block"
-        )
-    return [torch.empty_like(leaf) for leaf in leaves]
+    if key not in _OUTPUTS:
+        try:
+            with torch.no_grad():
+                output = record.block(*args, **kwargs)
+        except AutoplanError:
+            raise
+        except Exception as error:
+            raise not_captured(record.path, error) from error
+        _OUTPUTS[key] = _results(record.path, output, tensors)
+    made, record.results, record.output_spec = _OUTPUTS[key]
+    return [torch.empty_like(tensor) for tensor in made]
+
+
+def _results(
+    path: str, output: Any, given: list[Tensor]
+) -> tuple[list[Tensor], tuple[Result, ...], pytree.TreeSpec]:
+    """The tensors that a block made, and where they, its inputs and constants stand in its output."""
+    leaves, spec = pytree.tree_flatten(output)
+    made: list[Tensor] = []
+    results = []
+    for leaf in leaves:
+        if not isinstance(leaf, Tensor):
+            if not isinstance(leaf, _CONSTANTS):
+                raise TraceError(
+                    path,
+                    type(leaf).__name__,
+                    "a repeated block that returns tensors and plain constants",
+                    "return tensors from this block, in tuples, lists or dicts",
+                )
+            results.append(Result("constant", leaf))
+        elif (place := _place_of(leaf, given)) is not None:
+            results.append(Result("input", place))
+        elif (place := _place_of(leaf, made)) is not None:
+            results.append(Result("made", place))
+        else:
+            results.append(Result("made", len(made)))
+            made.append(leaf)
+    return made, tuple(results), spec
+
+
+def _place_of(tensor: Tensor, among: list[Tensor]) -> int | None:
+    return next((index for index, other in enumerate(among) if other is tensor), None)
 
 
 class BlockStub(nn.Module):
-    """Stands where a repeated block stood. Its parent may read the block's attributes (its attention's type)."""
+    """Stands where a repeated block stood.
+
+    Its parent may read the block's attributes (its attention's type), ask whether it is of the block's class, and
+    hang hooks on it. It may hang hooks on the block's children too; what such a hook takes out of the block shows
+    up as a constant tensor in the parent's graph, and is refused.
+    """
 
     def __init__(self, repeat: int, path: str, block: nn.Module, counters: dict[str, int]) -> None:
         super().__init__()
@@ -106,6 +163,14 @@ class BlockStub(nn.Module):
     def __getattr__(self, name: str) -> Any:
         return getattr(self.__dict__["_block"], name)
 
+    @property
+    def __class__(self) -> type:  # type: ignore[override]
+        """For ``isinstance``: both this class, which is its type, and the block's."""
+        return type(self.__dict__["_block"])
+
+    def named_children(self) -> Iterator[tuple[str, nn.Module]]:
+        return self.__dict__["_block"].named_children()
+
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         leaves, spec = pytree.tree_flatten((args, kwargs))
         tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
@@ -113,8 +178,7 @@ class BlockStub(nn.Module):
         record = BlockCall(*self._stub, self.__dict__["_block"], slots, spec)
         _ACTIVE.append(record)
         outputs = torch.ops.autoplan.block(tensors, len(_ACTIVE) - 1)
-        assert record.output_spec is not None
-        return pytree.tree_unflatten(outputs, record.output_spec)
+        return record.output(outputs, tensors)
 
 
 @dataclass(slots=True)
@@ -130,9 +194,9 @@ class Skeleton:
     dtype: torch.dtype | None
     counted: list[set[str]]
 
-    @property
-    def calls(self) -> list[BlockCall]:
-        return list(_ACTIVE)
+    def call(self, number: int) -> BlockCall:
+        """The call that the captured graph names by ``number``."""
+        return _ACTIVE[number]
 
     def other_copies(self, repeat: int) -> list[nn.Module]:
         """Fake copies of the blocks that may differ from the first: the last, or all if a counter was read."""

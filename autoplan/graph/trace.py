@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -22,9 +23,9 @@ from autoplan.graph.export import CleanGraph, export_clean
 from autoplan.graph.fold import find_repeats
 from autoplan.graph.gpu_kernels import DeviceKind
 from autoplan.graph.ir import Block, ModelGraph, Unit
-from autoplan.graph.loss_weight import find_weight
+from autoplan.graph.loss_weight import find_weight, mean_nodes
 from autoplan.graph.routing import Routing
-from autoplan.graph.separable import check_separable
+from autoplan.graph.separable import meetings
 from autoplan.graph.skeleton import BlockCall, Skeleton, build_skeleton
 from autoplan.precision import Precision
 
@@ -59,7 +60,7 @@ def trace(
         fold: False traces every copy of a block anew, as one unit, ``model``: slow, and to compare with.
 
     Raises:
-        TraceError: the model, one of its blocks or the loss cannot be captured.
+        TraceError: the model or one of its blocks cannot be captured.
         ModelError: the batch or the loss is not of the form above.
     """
     dtype = None if precision is None else getattr(torch, precision.compute_dtype)
@@ -183,24 +184,21 @@ class _Builder:
     ) -> None:
         self.outer = outer
         self.skeleton = skeleton
-        self.calls = skeleton.calls
         self.model = model
         self.analyse = analyse
         self.chain: Chain = cut_chain(outer.graph, torch.ops.autoplan.block.default)
         self.bands = {f"free.{name}": band for name, band in free_bands(self.chain.free).items()}
-        self._check_calls()
+        self.called: Counter[str] = Counter()
+        self.flows: dict[Any, set[int]] = {}
+        for link in self.chain.links:
+            if link.call is not None:
+                self.flows.setdefault(self._key(link), set()).update(_differentiable(link.reads))
 
-    def _check_calls(self) -> None:
-        # Nodes appear in execution order; each stub must have been called once, and its call captured.
-        paths = [call.path for call in self.calls]
-        if len(set(paths)) != len(paths):
-            twice = sorted({path for path in paths if paths.count(path) > 1})
-            raise TraceError(
-                twice[0],
-                "called more than once",
-                "a repeated block that runs once a step",
-                "call a block once, or take it out of the ModuleList",
-            )
+    def _key(self, link: Link) -> Any:
+        """Calls with one key are calls of one kind."""
+        assert link.call is not None
+        bands = [self.bands.get(read) for read in link.reads]
+        return self.skeleton.call(link.call).signature(), tuple(band and band.digest for band in bands)
 
     def build(self, name: str, micro_batch: int, shapes: dict[str, Any]) -> ModelGraph:
         kinds: dict[str, Block] = {}
@@ -214,9 +212,7 @@ class _Builder:
             kinds.setdefault(unit.kind, block)
             units.append(unit)
             differentiable |= set(link.writes)
-        weight = self._weight()
-        for block in kinds.values():
-            check_separable(block, self.chain.loss if self.chain.loss in block.outputs else None)
+        means, weight, reasons = self._loss()
         self._prune_free(units, weight)
         free = self.analyse("free", "", self.chain.free, {}, self._buffers(self.chain.free), set())
         graph = ModelGraph(
@@ -230,14 +226,17 @@ class _Builder:
             weight,
             _tied(self.model, units, kinds),
             shapes,
+            unused=_unused(self.model, units, kinds),
         )
+        graph.meetings = (*reasons, *meetings(graph, means))
         graph.fingerprint = _fingerprint(graph)
         return graph
 
     def _call(self, link: Link, keys: dict[Any, _Kind], kinds: dict[str, Block]) -> tuple[Unit, Block]:
-        call = self.calls[link.call or 0]
+        assert link.call is not None
+        call = self.skeleton.call(link.call)
+        key = self._key(link)
         bands = [self.bands.get(read) for read in link.reads]
-        key = (call.signature(), tuple(band and band.digest for band in bands))
         if key not in keys:
             keys[key] = self._export(call, bands, len(keys))
             self._check_copies(call, bands, keys[key])
@@ -245,12 +244,20 @@ class _Builder:
         reads = tuple(link.reads[index] for index in kind.kept)
         block = kinds.get(kind.name)
         if block is None:
-            inputs = {
-                kind.clean.inputs[i] for i in kind.kept if not link.reads[i].startswith(("free.", "batch."))
-            }
             clean = kind.clean
+            inputs = {clean.inputs[i] for i in kind.kept if i in self.flows[key]}
             block = self.analyse(kind.name, call.path, clean.graph, clean.parameters, clean.buffers, inputs)
-        return Unit(call.path, kind.name, call.path, reads, tuple(link.writes)), block
+        self.called[call.path] += 1
+        turn = self.called[call.path]
+        if turn > 1 and block.updates:
+            raise TraceError(
+                call.path,
+                f"a block called {turn} times that changes its buffer {block.buffers[block.updates[0]]}",
+                "a block that changes its buffers to be called once",
+                "call it once, or freeze these buffers: call eval() on their module",
+            )
+        name = call.path if turn == 1 else f"{call.path}@{turn}"
+        return Unit(name, kind.name, call.path, reads, tuple(link.writes)), block
 
     def _export(self, call: BlockCall, bands: list[Band | None], number: int) -> _Kind:
         clean = self._capture(call.block, call, bands)
@@ -260,7 +267,7 @@ class _Builder:
 
     def _capture(self, block: nn.Module, call: BlockCall, bands: list[Band | None]) -> CleanGraph:
         args, kwargs = call.arguments(_fresh(call.inputs, self.skeleton.mode))
-        clean = export_clean(block, args, kwargs, self.skeleton.mode, call.path)
+        clean = export_clean(block, args, kwargs, self.skeleton.mode, call.path, outputs=call.made)
         use_bands(
             clean.graph, {n: band for n, band in zip(clean.inputs, bands, strict=True) if band is not None}
         )
@@ -305,25 +312,33 @@ class _Builder:
             n.name: str(n.target) for n in graph.nodes if n.op == "get_attr" and not n.meta.get("parameter")
         }
 
-    def _weight(self) -> str | None:
+    def _loss(self) -> tuple[list[fx.Node], str | None, tuple[str, ...]]:
+        """The nodes that take the loss's means, what weighs it, and why its batch may not be cut, if so."""
         last = self.chain.links[-1]
-        assert last.graph is not None
+        if last.graph is None:
+            return [], None, (f"loss: {self.chain.loss} comes from a repeated block",)
         output = next(n for n in last.graph.nodes if n.op == "output").args[0]
         loss = next(n for n in output if n.name == self.chain.loss)  # type: ignore[union-attr]
+        try:
+            return mean_nodes(loss), self._weight(loss, last), ()
+        except TraceError as error:
+            return mean_nodes(loss), None, (f"{error.field}: {error.value}",)
+
+    def _weight(self, loss: fx.Node, last: Link) -> str | None:
         found = find_weight(loss)
         if found is None:
             return None
         target, ignored = found
         placeholder = _through_views(target)
         reads = dict(
-            zip((n.name for n in last.graph.nodes if n.op == "placeholder"), last.reads, strict=True)
+            zip((n.name for n in last.graph.nodes if n.op == "placeholder"), last.reads, strict=True)  # type: ignore[union-attr]
         )
         source = reads.get(placeholder.name)
         if source is None or not source.startswith(("free.", "batch.")):
             raise TraceError(
                 "loss",
-                placeholder.name,
-                "cross-entropy targets that come from the batch alone",
+                f"cross-entropy targets that the model makes itself ({placeholder.name})",
+                "targets that come from the batch alone",
                 "pass the targets in the batch",
             )
         return self._count(source, ignored)
@@ -359,6 +374,11 @@ class _Builder:
         for node in list(self.chain.free.nodes):
             if node.op in ("placeholder", "get_attr") and not node.users:
                 self.chain.free.erase_node(node)
+
+
+def _differentiable(reads: list[str]) -> set[int]:
+    """Which of a call's inputs a gradient may flow into; free values and the batch have none."""
+    return {index for index, read in enumerate(reads) if not read.startswith(("free.", "batch."))}
 
 
 def _through_views(node: fx.Node) -> fx.Node:
@@ -398,6 +418,17 @@ def _tied(
             full = f"{unit.path}.{relative}" if unit.path else relative
             groups.setdefault(id(by_name[full]), []).append((unit.name, value))
     return tuple(tuple(group) for group in groups.values() if len(group) > 1)
+
+
+def _unused(model: nn.Module, units: list[Unit], kinds: dict[str, Block]) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of the model's parameters that no unit holds, each once."""
+    by_name = dict(model.named_parameters(remove_duplicate=False))
+    held = {
+        id(by_name[f"{unit.path}.{relative}" if unit.path else relative])
+        for unit in units
+        for relative in kinds[unit.kind].parameters.values()
+    }
+    return {name: tuple(p.shape) for name, p in model.named_parameters() if id(p) not in held}
 
 
 def _fingerprint(graph: ModelGraph) -> str:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -30,19 +31,44 @@ class ParameterSource:
 class UnitModule(nn.Module):
     """Runs one unit on local tensors. With ``recompute``, backward runs its forward again instead of keeping it.
 
-    ``sources`` maps the names of this module's parameters to where they come from.
+    ``sources`` maps the names of this module's parameters to where they come from; ``updates`` those of the buffers
+    that running it changes to their names in the user's model.
     """
 
-    def __init__(self, body: fx.GraphModule, sources: dict[str, ParameterSource], recompute: bool) -> None:
+    def __init__(
+        self,
+        body: fx.GraphModule,
+        sources: dict[str, ParameterSource],
+        recompute: bool,
+        updates: dict[str, str],
+    ) -> None:
         super().__init__()
         self.body = body
         self.sources = sources
         self.recompute = recompute
+        self.updates = updates
 
     def forward(self, *values: Tensor) -> tuple[Tensor, ...]:
         if self.recompute and torch.is_grad_enabled():
-            return checkpoint(self.body, *values, use_reentrant=False)  # type: ignore[return-value]
+            contexts = self._contexts
+            return checkpoint(self.body, *values, use_reentrant=False, context_fn=contexts)  # type: ignore[return-value]
         return self.body(*values)
+
+    def _contexts(
+        self,
+    ) -> tuple[contextlib.AbstractContextManager[None], contextlib.AbstractContextManager[None]]:
+        return contextlib.nullcontext(), self._unchanged_buffers()
+
+    @contextlib.contextmanager
+    def _unchanged_buffers(self) -> Iterator[None]:
+        """Running forward again must not change the buffers again."""
+        kept = [(buffer, buffer.clone()) for buffer in map(self.get_buffer, self.updates)]
+        try:
+            yield
+        finally:
+            with torch.no_grad():
+                for buffer, value in kept:
+                    buffer.copy_(value)
 
 
 def build_unit(
@@ -71,11 +97,18 @@ def build_unit(
         name = full_name(unit, relative)
         attach(root, relative, parameters[name])
         sources[f"body.{relative}"] = ParameterSource(name, Layout.parse(local.layouts.get(value, "R")))
+    updates = {local.block.buffers[value] for value in local.block.updates}
     for relative in local.block.buffers.values():
-        attach(root, relative, buffers[full_name(unit, relative)])
+        buffer = buffers[full_name(unit, relative)]
+        attach(root, relative, buffer.clone() if relative in updates else buffer)
     graph = localise(local, summed_loss) if local.degree > 1 or summed_loss else _unchanged(local.block)
     put_on(graph, device)
-    return UnitModule(fx.GraphModule(root, graph, class_name=_class_name(unit)), sources, recompute)
+    return UnitModule(
+        fx.GraphModule(root, graph, class_name=_class_name(unit)),
+        sources,
+        recompute,
+        {f"body.{relative}": full_name(unit, relative) for relative in sorted(updates)},
+    )
 
 
 def full_name(unit: Unit, relative: str) -> str:

@@ -203,6 +203,13 @@ def _check_plan(plan: Plan, graph: ModelGraph, job: Job) -> None:
             f"1, since {random[0]} draws random numbers",
             "set its dropout to 0, or plan with tp=1",
         )
+    if graph.meetings and plan.micro_batch < plan.global_batch:
+        raise PlanError(
+            "micro_batch",
+            plan.micro_batch,
+            f"{plan.global_batch}, the whole batch, since samples meet ({graph.meetings[0]})",
+            "plan with dp=1, fsdp=1 and one micro-batch, or let each sample go its own way to the loss's mean",
+        )
     planned = [name for stage in plan.stages for name in stage.units]
     actual = [unit.name for unit in graph.units]
     if planned != actual:

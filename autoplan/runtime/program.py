@@ -115,8 +115,13 @@ class Program(nn.Module):
         return torch.stack(losses).sum()
 
     def full_state_dict(self) -> dict[str, Tensor]:
-        """The whole model's parameters under its own names. Every rank must call it and gets all of it."""
-        return gather(self.stage, self.world, self.plan.tp, self._names, lambda parameter: parameter)
+        """The whole model's parameters, and the buffers that training changes, under the model's own names.
+
+        Every rank must call it and gets all of it. What forward never uses is not in it.
+        """
+        return gather(
+            self.stage, self.world, self.plan.tp, self._names, lambda parameter: parameter, buffers=True
+        )
 
     def full_gradients(self) -> dict[str, Tensor]:
         """The whole model's gradients under its own names, as the last step left them. Every rank must call it."""

@@ -29,10 +29,11 @@ def gather(
     tp: int,
     names: dict[str, list[str]],
     pick: Callable[[nn.Parameter], Tensor | None],
+    buffers: bool = False,
 ) -> dict[str, Tensor]:
     """``pick`` of every parameter of the whole model, as whole tensors, on every rank, under all of its ``names``.
 
-    Every rank must call it. It holds the whole model in every rank's memory: meant for tests, small
+    With ``buffers``, those that training changes come too. Every rank must call it. It holds the whole model in every rank's memory: meant for tests, small
     models and export.
     """
     found: dict[str, Tensor] = {}
@@ -44,6 +45,10 @@ def gather(
                 whole = value.full_tensor() if isinstance(value, DTensor) else value
                 ordered = _in_order(whole.detach(), source.layout, tp)
                 found.update(dict.fromkeys(names[source.name], ordered))
+        if buffers:
+            found.update(
+                {name: module.get_buffer(own).detach().clone() for own, name in module.updates.items()}
+            )
     axis = world.axis("pp")
     if axis is None or axis.size() == 1:
         return found

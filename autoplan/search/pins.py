@@ -58,6 +58,21 @@ class Pins:
             raise PlanError("tp", self.tp, f"1, since {random[0]} draws random numbers", remedy)
         return replace(self, tp=1)
 
+    def with_whole_batch(self, meetings: Sequence[str], global_batch: int) -> Pins:
+        """The same with the batch in one piece if samples meet before the loss's mean, as ``meetings`` tell."""
+        if not meetings:
+            return self
+        whole = {"dp": 1, "fsdp": 1, "micro_batch": global_batch}
+        for name, value in whole.items():
+            if getattr(self, name) not in (None, value):
+                raise PlanError(
+                    name,
+                    getattr(self, name),
+                    f"{value}, since samples of the batch meet ({meetings[0]})",
+                    "leave it to the search, or let each sample go its own way to the loss's mean",
+                )
+        return replace(self, **whole)
+
     def _check_sizes(self, job: Job, cluster: Cluster) -> None:
         world, node, batch = cluster.world_size, cluster.node_size, job.global_batch
         product = 1

@@ -14,6 +14,7 @@ from autoplan.cost.step import Assignment, step_estimate
 from autoplan.cost.tied import kinds_once
 from autoplan.cost.times import NO_TIME
 from autoplan.cost.unit import StrategiesOf, UnitCost
+from autoplan.errors import InputError, PlanError
 from autoplan.plan import Plan, StagePlan
 from autoplan.search.candidates import candidates
 from autoplan.search.graphs import Graphs
@@ -51,12 +52,29 @@ class Space:
         self._choices: dict[tuple[int, int], tuple[LayoutChoice, ...]] = {}
         self._sums: dict[tuple[int, int, bool], _Total] = {}
         self.chain = graphs.trace(pins.micro_batch or 1)
-        pins = self.pins = pins.without_tp(self.chain.random_ops)
-        self.candidates = candidates(job, cluster, len(self.chain.units), pins)
+        pins = pins.without_tp(self.chain.random_ops)
+        self.pins, self.candidates = self._candidates(pins, self.chain.meetings)
         sizes = sorted({degrees.micro_batch for degrees in self.candidates})
         for size in sizes[:2]:
-            graphs.trace(size)
+            # of one sample it is not always clear that it would meet others
+            if (met := graphs.trace(size).meetings) and not self.chain.meetings:
+                self.pins, self.candidates = self._candidates(pins, met)
+                break
         self._optimist = Optimist(graphs, self.chain, cluster, strategies_of)
+
+    def _candidates(self, pins: Pins, meetings: Sequence[str]) -> tuple[Pins, list[Degrees]]:
+        pins = pins.with_whole_batch(meetings, self.job.global_batch)
+        try:
+            return pins, candidates(self.job, self.cluster, len(self.chain.units), pins)
+        except InputError as error:
+            if not meetings:
+                raise
+            raise PlanError(
+                "ranks",
+                self.cluster.world_size,
+                f"as many as tp can use, since samples of the batch meet ({meetings[0]}) and it stays in one piece",
+                "plan for fewer ranks, or let each sample go its own way to the loss's mean",
+            ) from error
 
     def changed(self, cluster: Cluster, pins: Pins) -> Space:
         """The space of the same model and job on another cluster or under other pins."""
