@@ -139,7 +139,7 @@ class _Runner:
     def roots(self, outputs: Sequence[str]) -> dict[str, str]:
         """For each output that lies in another value's storage, the first such value."""
         made = {node.name: value for node, value in self.env.items()}
-        found = {name: self.first_in[_storage(made[name])] for name in outputs}
+        found = {name: self.first_in[_storage(_first(made[name]))] for name in outputs}
         return {name: root for name, root in found.items() if root != name}
 
     def _pack(self, tensor: Tensor) -> Tensor:
@@ -162,8 +162,7 @@ class _Runner:
         self._record(node, tensor, origin)
 
     def _record(self, node: fx.Node, value: Any, origin: Origin) -> None:
-        if isinstance(value, tuple | list):
-            value = value[0]
+        value = _first(value)
         self.first_in.setdefault(_storage(value), node.name)
         self.values[node.name] = Value(
             node.name, tuple(value.shape), str(value.dtype).removeprefix("torch."), value.element_size(),
@@ -235,6 +234,11 @@ def _op_kind(node: fx.Node, gemm: Gemm | None, forward: _Kernels) -> OpKind:
 
 def _leaf(tensor: Tensor) -> Tensor:
     return tensor.detach().requires_grad_(tensor.requires_grad)
+
+
+def _first(value: Any) -> Tensor:
+    """The tensor itself, or the first of several results."""
+    return value[0] if isinstance(value, tuple | list) else value
 
 
 def _storage(tensor: Tensor) -> int:

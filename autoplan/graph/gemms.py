@@ -85,9 +85,9 @@ def _bmm(a: Shape, b: Shape) -> Gemm:
 def _matmul(node: fx.Node) -> Gemm:
     a, b = _shape(node.args[0]), _shape(node.args[1])
     if len(b) <= 2:
-        return Gemm(1, math.prod(a[:-1]), b[1] if len(b) == 2 else 1, a[-1])
-    m = a[-2] if len(a) > 1 else 1
-    return Gemm(math.prod(max(p, q) for p, q in _aligned(a[:-2], b[:-2])), m, b[-1], a[-1])
+        return Gemm(1, math.prod(a[:-1]), math.prod(b[1:]), a[-1])
+    lead = math.prod(max(p, q) for p, q in _aligned(a[:-2], b[:-2]))
+    return Gemm(lead, math.prod(a[-2:-1]), b[-1], b[-2])
 
 
 def _aligned(a: Shape, b: Shape) -> list[tuple[int, int]]:
