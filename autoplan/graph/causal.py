@@ -13,15 +13,10 @@ from typing import Any
 
 from torch import fx
 
-<<<<<<< /tmp/acc/wt/autoplan/graph/causal.py
-from autoplan.graph.grouped_query import share_keys
-
-__all__ = ["causal_values", "make_causal"]
-=======
 from autoplan.graph.bands import Band, find_bands
 from autoplan.graph.gemms import argument, is_attention
+from autoplan.graph.grouped_query import share_keys
 from autoplan.graph.ir import Window
->>>>>>> /tmp/acc/p_new
 
 __all__ = ["free_bands", "use_bands"]
 
@@ -36,31 +31,6 @@ def use_bands(graph: fx.Graph, given: dict[str, Band]) -> None:
 
     A placeholder that is needed no more is removed.
     """
-<<<<<<< /tmp/acc/wt/autoplan/graph/causal.py
-    node = next((n for n in graph.nodes if n.op == "placeholder" and n.name == placeholder), None)
-    if node is None or not all(_is_mask_of(user, node) for user in node.users):
-        return False
-    for user in list(node.users):
-        arguments = dict(
-            zip(("query", "key", "value", "attn_mask", "dropout_p", "is_causal"), user.args, strict=False)
-        )
-        arguments |= user.kwargs
-        arguments["attn_mask"], arguments["is_causal"] = None, True
-        user.args = tuple(arguments.pop(name) for name in ("query", "key", "value"))
-        user.kwargs = arguments
-        share_keys(user)
-    graph.erase_node(node)
-    return True
-
-
-def _is_mask_of(user: fx.Node, node: fx.Node) -> bool:
-    if user.target is not _SDPA:
-        return False
-    mask = user.kwargs.get("attn_mask", user.args[3] if len(user.args) > 3 else None)
-    query_rows = user.args[0].meta["val"].shape[-2]  # type: ignore[union-attr]
-    key_rows = user.args[1].meta["val"].shape[-2]  # type: ignore[union-attr]
-    return mask is node and node not in user.args[:3] and query_rows == key_rows
-=======
     if not any(is_attention(node) for node in graph.nodes):
         return
     bands = find_bands(graph, given)
@@ -91,4 +61,4 @@ def _simplify(node: fx.Node, band: Band) -> None:
     arguments |= {"attn_mask": None, "is_causal": band.is_causal and not band.is_full}
     node.args = tuple(arguments.pop(name) for name in names[:3])
     node.kwargs = arguments
->>>>>>> /tmp/acc/p_new
+    share_keys(node)
