@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-__all__ = ["Sizes", "sizes_for"]
+__all__ = ["TINY", "Sizes", "sizes_for"]
 
 KIB, MIB, GIB = 1 << 10, 1 << 20, 1 << 30
 
@@ -128,3 +128,17 @@ _QUICK_CUDA = replace(
     copies=(1 * MIB, 64 * MIB),
     beside_kinds=("all_reduce",),
 )
+
+TINY = replace(
+    _QUICK_CPU,
+    samples=1,
+    visits=2,
+    window_s=0.002,
+    gemm={"float32": _cube(16, 64)},
+    batched_gemm={},
+    attention={"float32": (32,)},
+    memory=(64 * KIB, 256 * KIB),
+    messages=(4 * KIB, 64 * KIB, 1 * MIB),
+    beside_bytes=64 * KIB,
+)
+"""Enough for a whole profile that nobody would plan with: for tests of how it comes about."""
