@@ -63,6 +63,48 @@ def test_the_same_question_has_the_same_answer_byte_for_byte(capsys: pytest.Capt
     assert capsys.readouterr() == ("", "")
 
 
+def test_the_trace_is_the_step_that_was_priced(capsys: pytest.CaptureFixture[str]) -> None:
+    pins = ["--pp", "2", "--fsdp", "2", "--micro-batch", "4", "--recompute", "full"]
+    assert main(["search", "models.py:perceptron", *H100, *pins, "--json", "--trace", "trace.json"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    trace = json.loads(Path("trace.json").read_text(encoding="utf-8"))
+    assert trace["otherData"]["step_time_s"] == result["estimate"]["step_time_s"]
+    slices = [record for record in trace["traceEvents"] if record["ph"] == "X"]
+    m = result["plan"]["num_micro_batches"]
+    for rank, stage in enumerate(result["estimate"]["stages"]):
+        assert {f"F{rank}.{i}" for i in range(m)} | {f"B{rank}.{i}" for i in range(m)} <= {
+            record["name"] for record in slices if record["pid"] == rank
+        }
+        forward, backward = (
+            next(record for record in slices if record["name"] == f"{kind}{rank}.0") for kind in "FB"
+        )
+        assert forward["dur"] == pytest.approx(stage["forward_s"] * 1e6)
+        assert backward["dur"] == pytest.approx(stage["backward_s"] * 1e6)
+        inside = [
+            record
+            for record in slices
+            if record.get("args") == backward["args"]
+            and record is not backward
+            and "send" not in record["name"]
+        ]
+        assert sum(record["dur"] for record in inside) == pytest.approx(backward["dur"])
+        assert any(record["name"].endswith(" again") for record in inside)
+        counted = [
+            sum(record["args"].values())
+            for record in trace["traceEvents"]
+            if record["ph"] == "C" and record["pid"] == rank
+        ]
+        assert max(counted) == pytest.approx(sum(stage["memory"].values()))
+
+
+def test_a_trace_that_cannot_be_written(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    question = ["search", "models.py:perceptron", *H100]
+    assert main([*question, "--trace", "no/such/directory/trace.json"]) == 2
+    assert "--trace: got 'no/such/directory/trace.json'" in capsys.readouterr().err
+    assert main([*question, "--trace", "."]) == 2
+    assert "--trace: got '.', expected a path that can be written" in capsys.readouterr().err
+
+
 def test_pins_hold(capsys: pytest.CaptureFixture[str]) -> None:
     pins = [
         "--pp",

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from autoplan.graph.ir import ModelGraph
     from autoplan.graph.sources import ModelSource
     from autoplan.hardware import Cluster
-    from autoplan.plan import Job
+    from autoplan.plan import Job, Plan
     from autoplan.search.result import SearchResult
 
 __all__ = ["add_parser", "run"]
@@ -169,6 +169,9 @@ def _add_output(parser: argparse.ArgumentParser) -> None:
         "--out", metavar="FILE", help="write the plan as JSON, for `autoplan run` and parallelize(plan=…)"
     )
     output.add_argument(
+        "--trace", metavar="FILE", help="write the plan's step, event by event, for ui.perfetto.dev"
+    )
+    output.add_argument(
         "--json", action="store_true", help="print the whole result as JSON instead of the report"
     )
     output.add_argument("--quiet", action="store_true", help="print neither report nor progress")
@@ -179,13 +182,18 @@ def run(args: argparse.Namespace) -> int:
     from autoplan.graph.sources import load_source
     from autoplan.hardware import Cluster
 
-    _check_out(args.out)
+    for option in ("--out", "--trace"):
+        _check_out(option, getattr(args, option.strip("-")))
     with LateProgress(args.quiet) as progress:
         progress.update("reading the model and the cluster")
         cluster = Cluster.of(args.cluster, nodes=args.nodes, gpus=args.gpus)
         source = load_source(args.model, args.seq)
         job = _job(args, source)
-        result = _search(args, source, job, cluster, progress)
+        graph_at = _graphs(source, job, progress)
+        result = _search(args, graph_at, job, cluster, progress)
+        if args.trace and result.plan is not None:
+            progress.update("writing the trace")
+            _write_trace(args.trace, graph_at(result.plan.micro_batch), result.plan, job, cluster)
     if result.plan is None:
         return _tell_conflict(args, result)
     if args.out:
@@ -199,11 +207,11 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _check_out(out: str | None) -> None:
+def _check_out(option: str, out: str | None) -> None:
     """Before a long search, that its answer will have a place."""
     if out is not None and not Path(out).absolute().parent.is_dir():
         raise InputError(
-            "--out", out, "a file in a directory that exists", "make the directory, or choose another path"
+            option, out, "a file in a directory that exists", "make the directory, or choose another path"
         )
 
 
@@ -219,14 +227,14 @@ def _job(args: argparse.Namespace, source: ModelSource) -> Job:
 
 
 def _search(
-    args: argparse.Namespace, source: ModelSource, job: Job, cluster: Cluster, progress: LateProgress
+    args: argparse.Namespace, graph_at: Any, job: Job, cluster: Cluster, progress: LateProgress
 ) -> SearchResult:
     from autoplan.search import search
 
     pins = _pins(args)
     try:
         return search(
-            _graphs(source, job, progress),
+            graph_at,
             job,
             cluster,
             pin=pins,
@@ -271,6 +279,21 @@ def _pins(args: argparse.Namespace) -> dict[str, int | str]:
     return pins
 
 
+def _write_trace(path: str, graph: ModelGraph, plan: Plan, job: Job, cluster: Cluster) -> None:
+    import msgspec
+
+    from autoplan.cost.plan_trace import plan_trace
+
+    data = msgspec.json.encode(plan_trace(graph, plan, job, cluster))
+    try:
+        Path(path).write_bytes(data)
+    except OSError as error:
+        reason = error.strerror or type(error).__name__
+        raise InputError(
+            "--trace", path, "a path that can be written", f"choose another ({reason})"
+        ) from None
+
+
 def _tell_conflict(args: argparse.Namespace, result: SearchResult) -> int:
     from autoplan.report import no_plan_error
 
@@ -286,8 +309,9 @@ def _print_report(args: argparse.Namespace, result: SearchResult, job: Job, clus
     from autoplan.report import print_report, search_report
 
     print_report(search_report(result, job, cluster), sys.stdout)
-    if args.out:
-        print(f"\nwritten to {args.out}")
+    written = [path for path in (args.out, args.trace) if path]
+    if written:
+        print(f"\nwritten to {' and '.join(written)}")
 
 
 def _print_json(data: dict[str, Any]) -> None:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from autoplan.cost.crossing import crossing_bytes
 from autoplan.cost.degrees import Degrees
-from autoplan.cost.step import Assignment, step_estimate
-from autoplan.cost.unit import StrategiesOf, unit_cost
+from autoplan.cost.step import Assignment, StagePrice, stage_prices, step_estimate
+from autoplan.cost.unit import StrategiesOf, UnitCost, unit_cost
 from autoplan.errors import PlanError
 from autoplan.graph.layout import Layout
 
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
     from autoplan.hardware import Cluster
     from autoplan.plan import Job, Plan
 
-__all__ = ["price"]
+__all__ = ["plan_stages", "price"]
 
 _AGAIN = "search again for this model and cluster"
 
@@ -33,18 +34,33 @@ def price(
 
     Raises PlanError if the plan is for another model, batch, world size or micro-batch.
     """
+    costs, sent = _unit_prices(graph, plan, job, cluster, strategies_of)
+    return step_estimate(graph, costs, sent, _assignments(graph, plan), Degrees.of(plan), job, cluster)
+
+
+def plan_stages(
+    graph: ModelGraph, plan: Plan, job: Job, cluster: Cluster, *, strategies_of: StrategiesOf | None = None
+) -> list[StagePrice]:
+    """The price of each stage of ``plan``; arguments and errors as for ``price``."""
+    costs, sent = _unit_prices(graph, plan, job, cluster, strategies_of)
+    return stage_prices(graph, costs, sent, _assignments(graph, plan), Degrees.of(plan), job, cluster)
+
+
+def _unit_prices(
+    graph: ModelGraph, plan: Plan, job: Job, cluster: Cluster, strategies_of: StrategiesOf | None
+) -> tuple[dict[str, UnitCost], Sequence[float]]:
+    """The price of a unit of each kind, and what a cut after each unit sends."""
     _check(graph, plan, job, cluster)
     if strategies_of is None:
         from autoplan.graph.axes import strategies
 
         strategies_of = strategies
-    degrees, boundary = Degrees.of(plan), Layout.parse(plan.boundary)
+    boundary = Layout.parse(plan.boundary)
     costs = {
         kind: unit_cost(block, plan.layouts.get(kind, {}), boundary, plan.tp, cluster, strategies_of)
         for kind, block in graph.kinds.items()
     }
-    sent = crossing_bytes(graph, boundary, plan.tp)
-    return step_estimate(graph, costs, sent, _assignments(graph, plan), degrees, job, cluster)
+    return costs, crossing_bytes(graph, boundary, plan.tp)
 
 
 def _assignments(graph: ModelGraph, plan: Plan) -> list[Assignment]:

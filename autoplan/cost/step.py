@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from autoplan.cost.degrees import Degrees
-from autoplan.cost.estimate import Estimate, StageEstimate
+from autoplan.cost.estimate import Estimate, MemoryEstimate, StageEstimate
 from autoplan.cost.flops import model_flops
 from autoplan.cost.memory import limit_bytes, stage_memory
 from autoplan.cost.pipeline import Simulation, StageSeconds, compiled, simulate
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from autoplan.hardware import Cluster
     from autoplan.plan import Job
 
-__all__ = ["Assignment", "step_estimate"]
+__all__ = ["Assignment", "StagePrice", "one_f_one_b", "stage_prices", "step_estimate"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +37,17 @@ class Assignment:
     recompute: frozenset[int] = frozenset()
 
 
+@dataclass(frozen=True, slots=True)
+class StagePrice:
+    """One stage by itself: its units with whether each runs its forward again, its seconds and memory,
+    and the seconds to send one micro-batch to the next stage (0 on the last)."""
+
+    units: tuple[tuple[UnitCost, bool], ...]
+    times: StageTimes
+    memory: MemoryEstimate
+    send_s: float
+
+
 def step_estimate(
     graph: ModelGraph,
     costs: Mapping[str, UnitCost],
@@ -46,52 +57,74 @@ def step_estimate(
     job: Job,
     cluster: Cluster,
 ) -> Estimate:
-    """Price ``stages`` of ``graph``.
+    """Price ``stages`` of ``graph``; arguments as for ``stage_prices``."""
+    priced = stage_prices(graph, costs, sent_bytes, stages, degrees, job, cluster)
+    step_s, parts = _step_parts(priced, degrees.num_micro_batches)
+    estimates = tuple(
+        StageEstimate(forward_s=p.times.forward_s, backward_s=p.times.backward_s, memory=p.memory)
+        for p in priced
+    )
+    return _estimate(graph, job, cluster, step_s, parts, estimates)
+
+
+def stage_prices(
+    graph: ModelGraph,
+    costs: Mapping[str, UnitCost],
+    sent_bytes: Sequence[float],
+    stages: Sequence[Assignment],
+    degrees: Degrees,
+    job: Job,
+    cluster: Cluster,
+) -> list[StagePrice]:
+    """Price each of ``stages`` by itself.
 
     Args:
         costs: the price of a unit of each kind.
         sent_bytes: what a cut after each unit sends (``crossing_bytes``).
     """
-    priced, estimates = [], []
+    priced = []
     ranges = [(stage.start, stage.stop) for stage in stages]
     summed = tied_s(graph, costs, ranges, degrees, job.precision, cluster)
     for index, stage in enumerate(stages):
         units = stage_units(graph, costs, stage.start, stage.stop)
         again = [i in stage.recompute for i in range(stage.start, stage.stop)]
-        sent = sent_bytes[stage.stop - 1] if index + 1 < len(stages) else 0.0
-        times = stage_times(units, again, summed[index], degrees, job, cluster)
-        memory = stage_memory(units, again, sent, index, degrees, job, cluster.device)
-        priced.append(times)
-        estimates.append(StageEstimate(forward_s=times.forward_s, backward_s=times.backward_s, memory=memory))
-    sends = [
-        cluster.p2p_time_s(sent_bytes[stage.stop - 1], degrees.pp_stride, degrees.pp) for stage in stages[:-1]
-    ]
-    step_s, parts = _step_parts(priced, sends, degrees.num_micro_batches)
-    return _estimate(graph, job, cluster, step_s, parts, tuple(estimates))
+        sends = index + 1 < len(stages)
+        sent = sent_bytes[stage.stop - 1] if sends else 0.0
+        priced.append(
+            StagePrice(
+                units=tuple(zip(units, again, strict=True)),
+                times=stage_times(units, again, summed[index], degrees, job, cluster),
+                memory=stage_memory(units, again, sent, index, degrees, job, cluster.device),
+                send_s=cluster.p2p_time_s(sent, degrees.pp_stride, degrees.pp) if sends else 0.0,
+            )
+        )
+    return priced
 
 
-def one_f_one_b(stages: Sequence[StageTimes], sends: Sequence[float], micro_batches: int) -> Simulation:
-    """The step of ``stages`` under 1F1B, ``sends`` being the seconds between neighbours."""
+def one_f_one_b(stages: Sequence[StagePrice], micro_batches: int, free_sends: bool = False) -> Simulation:
+    """The step of ``stages`` under 1F1B."""
+    times = [stage.times for stage in stages]
     return simulate(
         compiled("1f1b", len(stages), 1, micro_batches),
         StageSeconds(
-            forward_s=[s.forward_s for s in stages],
-            backward_s=[s.backward_s for s in stages],
-            send_s=sends,
-            head_s=[s.head_s for s in stages],
-            tail_s=[s.tail_s for s in stages],
+            forward_s=[t.forward_s for t in times],
+            backward_s=[t.backward_s for t in times],
+            send_s=[0.0 if free_sends else stage.send_s for stage in stages[:-1]],
+            head_s=[t.head_s for t in times],
+            tail_s=[t.tail_s for t in times],
         ),
     )
 
 
-def _step_parts(
-    stages: Sequence[StageTimes], sends: Sequence[float], m: int
-) -> tuple[float, dict[str, float]]:
+def _step_parts(stages: Sequence[StagePrice], m: int) -> tuple[float, dict[str, float]]:
     """The makespan, and its seconds by cause on the stage that works most."""
 
-    step_s = one_f_one_b(stages, sends, m).step_s
-    unsent_s = one_f_one_b(stages, [0.0] * len(sends), m).step_s if sends else step_s
-    busiest = max(stages, key=lambda s: s.head_s + m * (s.forward_s + s.backward_s) + s.tail_s)
+    step_s = one_f_one_b(stages, m).step_s
+    unsent_s = one_f_one_b(stages, m, free_sends=True).step_s if len(stages) > 1 else step_s
+    busiest = max(
+        (stage.times for stage in stages),
+        key=lambda s: s.head_s + m * (s.forward_s + s.backward_s) + s.tail_s,
+    )
     times = busiest.times
     parts = {
         "compute": m * (times.forward_s + times.backward_s),

@@ -12,6 +12,8 @@ from autoplan.cost.pipeline.activations import (
     peak_activation_bytes,
     peak_in_flight,
 )
+from autoplan.cost.pipeline.chrome_trace import step_trace
+from autoplan.cost.pipeline.events import Event, step_events
 from autoplan.cost.pipeline.order import Action, Order, Pass
 from autoplan.cost.pipeline.program import Program, compiled
 from autoplan.cost.pipeline.schedules import SCHEDULES, pipeline_order, schedule_rule
@@ -21,6 +23,7 @@ from autoplan.cost.pipeline.streams import LayerSeconds, StreamOp, StreamRun, pa
 __all__ = [
     "SCHEDULES",
     "Action",
+    "Event",
     "LayerSeconds",
     "MemoryCurve",
     "Order",
@@ -40,5 +43,7 @@ __all__ = [
     "run_streams",
     "schedule_rule",
     "simulate",
+    "step_events",
     "step_times_s",
+    "step_trace",
 ]
