@@ -36,7 +36,7 @@ from autoplan.hardware.topology import Topology, TopologyLevel
 
 CPU = torch.device("cpu")
 TWO_LEVELS = Topology((TopologyLevel("node", 4), TopologyLevel("network", 2)), 4, "made up")
-LAUNCH_S, PEAK, STREAM = 1e-7, 5e10, 2e10
+LAUNCH_S, PEAK, STREAM = 1e-7, 5e10, 1e12
 INSIDE, LINK, LATENCY_S = 4e9, 1e9, 2e-5
 
 
@@ -121,8 +121,7 @@ def test_times_come_back() -> None:
                 *sizes, point.dtype, point.causal, backward=point.backward
             )
         if predicted is not None:
-            floor_s = cluster.device.memory_time_s(point.nbytes) if not isinstance(point, Message) else 0.0
-            assert predicted == pytest.approx(max(1.005 * time_s(point), floor_s), rel=0.03), point
+            assert predicted == pytest.approx(1.005 * time_s(point), rel=0.03), point
 
 
 def test_every_figure_says_that_it_was_measured_and_how_far_it_may_lie() -> None:
