@@ -12,12 +12,14 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 import os
 import platform
 import resource
 import sys
 import time
 import traceback
+import warnings
 from collections import Counter
 from dataclasses import asdict, dataclass, field
 from datetime import date
@@ -65,6 +67,8 @@ def main() -> int:
     parser.add_argument("names", nargs="*", metavar="NAME", help="architectures; all when none is given")
     parser.add_argument("--debug", action="store_true", help="print the traceback of what fails")
     args = parser.parse_args()
+    logging.getLogger("torch._subclasses.fake_tensor").disabled = True  # it prints what we tell in one line
+    warnings.filterwarnings("ignore", category=FutureWarning)
     known = {architecture.name: architecture for architecture in ARCHITECTURES}
     if unknown := [name for name in args.names if name not in known]:
         print(f"architectures: error: no {', '.join(unknown)}; there are {', '.join(known)}", file=sys.stderr)
@@ -134,14 +138,15 @@ def total_flops(graph: ModelGraph) -> tuple[int, int]:
 def _compare_flops(example: Example, row: Row) -> None:
     torch.manual_seed(0)
     model, batch = example.build(), example.batch(example.samples)
-    row.tiny_flops = total_flops(trace(model, batch, example.loss, **_leaves(example)))
+    row.tiny_flops = total_flops(trace(model, batch, example.loss, device="cpu", **_leaves(example)))
     row.torch_flops = counted_flops(model, batch, example)
 
 
 def counted_flops(model: torch.nn.Module, batch: object, example: Example) -> tuple[int, int]:
     """What torch counts, forward and backward, when the model really runs.
 
-    Torch lacks formulas for the CPU's own attention kernels; they get those of the other flash kernels.
+    Torch lacks formulas for the CPU's own attention kernels, which get those of the other flash kernels, and
+    for products grouped by expert: rows by experts, (P, D)·(E, D, F), or contracted over rows, (D, P)·(P, F).
     """
     aten = torch.ops.aten
 
@@ -155,7 +160,11 @@ def counted_flops(model: torch.nn.Module, batch: object, example: Example) -> tu
     ) -> int:
         return sdpa_backward_flop_count(grad, query, key, value)
 
+    def grouped_formula(a: torch.Size, b: torch.Size, *_: object, out_shape: torch.Size, **__: object) -> int:
+        return 2 * a[0] * a[1] * b[-1] if len(b) == 2 else 2 * out_shape.numel() * a[-1]
+
     formulas = {
+        aten._grouped_mm: grouped_formula,
         aten._scaled_dot_product_flash_attention_for_cpu: forward_formula,
         aten._scaled_dot_product_flash_attention_for_cpu_backward: backward_formula,
     }

@@ -112,7 +112,7 @@ def test_a_hook_on_one_copy_makes_it_another_kind() -> None:
 
     for layer in layers[2:]:
         layer.register_forward_hook(double)
-    assert kinds(*layers) == ["Layer_0"] * 2  # the other two stand alone
+    assert kinds(*layers) == ["Layer_0"] * 2 + ["Layer_1", "Layer_2"]  # a hook is never like another
 
 
 def test_alternating_kinds_give_the_model_s_numbers() -> None:
@@ -189,6 +189,14 @@ def test_blocks_that_share_a_parameter_with_another_are_not_copies() -> None:
     model = Stack(*(Layer() for _ in range(4)))
     model.layers[1].linear.weight = model.layers[0].linear.weight
     assert [repeat.paths for repeat in find_repeats(model)] == [("layers.2", "layers.3")]
+
+
+def test_a_sibling_that_is_like_no_other_is_a_block_of_its_own() -> None:
+    layers = [Layer(scaled, factor=factor) for factor in (3.0, 0.5, 0.5, 0.5, 2.0)]
+    assert kinds(*layers) == ["Layer_0", "Layer_1", "Layer_1", "Layer_1", "Layer_2"]
+    assert kinds(*(Layer(scaled, factor=1 / (i + 1)) for i in range(3))) == ["Layer_0", "Layer_1", "Layer_2"]
+    model = Stack(nn.Sequential(nn.Linear(8, 8)), *layers[:2])  # of another class: no block
+    assert [repeat.paths for repeat in find_repeats(model)] == [("layers.1",), ("layers.2",)]
 
 
 def test_bare_ops_are_no_blocks_and_the_outermost_repeat_wins() -> None:

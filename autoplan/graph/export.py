@@ -24,6 +24,7 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.export.graph_signature import InputKind, OutputKind
 
 from autoplan.errors import AutoplanError, TraceError
+from autoplan.graph.substitute import substitute
 
 __all__ = ["CleanGraph", "export_clean", "not_captured"]
 
@@ -151,6 +152,7 @@ def _clean(
     _write_back(program, {n.name: env[n] for n in returned if isinstance(n, fx.Node)}, result)  # type: ignore[union-attr]
     output = graph.output(tuple(env[node] for node in outputs))
     output.meta["val"] = tuple(node.meta["val"] for node in outputs)  # type: ignore[union-attr]
+    substitute(graph)
     graph.eliminate_dead_code()
     _drop_unused(graph, result)
     return result

@@ -3,7 +3,9 @@
 Most of a model's depth is siblings in one ``ModuleList`` or ``Sequential`` that differ only in the
 values of their parameters. Two siblings are copies of one block when their *signatures* are equal:
 class, parameters and buffers (name, shape, dtype, requires_grad), the plain attributes and hooks of
-every submodule, and so on down the tree. An integer attribute that merely counts the siblings
+every submodule, and so on down the tree. A sibling that differs from all others of its class (a first dense
+layer, layers that each hold a constant of their own) is a block too, of one copy: stages are cut between
+blocks. An integer attribute that merely counts the siblings
 (``layer_idx``) is left out of the signature. When they are traced, the last copy is checked to give the
 same graph as the first, and so is every copy if forward reads such a counter.
 """
@@ -13,6 +15,7 @@ from __future__ import annotations
 import enum
 import functools
 import types
+from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,7 +30,8 @@ _PLAIN = (bool, int, float, str, type(None), type, enum.Enum, types.FunctionType
 
 @dataclass(frozen=True, slots=True)
 class Repeat:
-    """Copies of one block: module paths in order, the modules, and the attributes that only count them."""
+    """Copies of one block, or the one there is: module paths in order, the modules, and the attributes that only
+    count them."""
 
     paths: tuple[str, ...]
     modules: tuple[nn.Module, ...]
@@ -50,8 +54,9 @@ def _visit(module: nn.Module, path: str, shared: set[int], repeats: list[Repeat]
     folded: set[str] = set()
     if isinstance(module, nn.ModuleList | nn.Sequential):
         copies, counters = _copies(module, shared)
+        classes = Counter(type(module._modules[name]) for names in copies.values() for name in names)
         for names in copies.values():
-            if len(names) > 1:
+            if classes[type(module._modules[names[0]])] > 1:
                 folded.update(names)
                 paths = tuple(f"{path}.{name}" if path else name for name in names)
                 modules = tuple(module._modules[name] for name in names)

@@ -201,7 +201,7 @@ class Skeleton:
     def other_copies(self, repeat: int) -> list[nn.Module]:
         """Fake copies of the blocks that may differ from the first: the last, or all if a counter was read."""
         modules = self.repeats[repeat].modules
-        others = modules[1:] if self.counted[repeat] else modules[-1:]
+        others = modules[1:] if self.counted[repeat] else modules[1:][-1:]
         return [_fake_copy(module, {}, self.mode, self.dtype) for module in others]
 
     def reset(self) -> None:
@@ -260,16 +260,22 @@ def _fake_copy(
             "a module that copy.deepcopy accepts",
             "remove attributes that cannot be copied (locks, generators, open files)",
         ) from error
-    _without_cache(made)
+    _for_training(made)
     return made
 
 
-def _without_cache(module: nn.Module) -> None:
-    """Turn off the key-value cache that Hugging Face models fill by default: training reads nothing from it."""
+def _for_training(module: nn.Module) -> None:
+    """Set what Hugging Face models read off their configs and what training and tracing want otherwise.
+
+    No key-value cache is filled, as nothing reads it; and experts are run as products grouped by expert, which
+    is the same function as their loop over the experts that have tokens, but has no shapes that depend on data.
+    """
     for part in module.modules():
         config = getattr(part, "config", None)
         if config is not None and getattr(config, "use_cache", False) is True:
             config.use_cache = False
+        if getattr(config, "_experts_implementation", None) == "eager" and hasattr(part, "_apply_gate"):
+            config._experts_implementation = "grouped_mm"
 
 
 def _fake_tensors(
