@@ -9,50 +9,14 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Iterator
-from dataclasses import dataclass, field
-from typing import Any
 
 import torch
-from torch import Tensor
+from op_example import Example, aten, normal, positive, some, whole
+from op_examples_index import index_examples
+from op_examples_rest import other_examples
+from op_examples_space import space_examples
 
-aten = torch.ops.aten
-
-
-@dataclass(frozen=True)
-class Example:
-    """One call. An argument may be another ``Example``, whose result (a list, say) is then the input."""
-
-    target: Any
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any] = field(default_factory=dict)
-    cuts: str = ""
-    label: str = ""
-    constant: tuple[int, ...] = ()
-    """Positions of floating arguments that cannot have a gradient."""
-
-    @property
-    def name(self) -> str:
-        shown = str(self.target).removeprefix("aten.") if self.target is not operator.getitem else "getitem"
-        return f"{shown}-{self.label}" if self.label else shown
-
-
-_generator = torch.Generator().manual_seed(7)
-
-
-def normal(*shape: int) -> Tensor:
-    return torch.randn(shape, generator=_generator, dtype=torch.float64)
-
-
-def positive(*shape: int) -> Tensor:
-    return torch.rand(shape, generator=_generator, dtype=torch.float64) + 0.5
-
-
-def whole(high: int, *shape: int) -> Tensor:
-    return torch.randint(0, high, shape, generator=_generator)
-
-
-def some(*shape: int) -> Tensor:
-    return torch.rand(*shape, generator=_generator) < 0.5
+__all__ = ["Example", "examples"]
 
 
 def examples() -> Iterator[Example]:
@@ -61,6 +25,9 @@ def examples() -> Iterator[Example]:
     yield from _products()
     yield from _views()
     yield from _pieces()
+    yield from space_examples()
+    yield from index_examples()
+    yield from other_examples()
 
 
 def _elementwise() -> Iterator[Example]:
@@ -140,7 +107,7 @@ def _reductions() -> Iterator[Example]:
     for keep in (False, True):
         label = "keep" if keep else ""
         yield Example(aten.sum.dim_IntList, (normal(4, 8, 12), [1], keep), cuts="d0 d1 d2", label=label)
-        yield Example(aten.mean.dim, (normal(4, 8, 12), [-1, 0], keep), cuts="d1", label=label)
+        yield Example(aten.mean.dim, (normal(4, 8, 12), [-1, 0], keep), cuts="d0 d1 d2", label=label)
         yield Example(aten.amax.default, (normal(4, 8, 12), [-1], keep), cuts="d0 d1", label=label)
         yield Example(aten.amin.default, (normal(4, 8, 12), [1], keep), cuts="d0 d2", label=label)
         yield Example(aten.logsumexp.default, (normal(4, 8, 12), [1], keep), cuts="d0 d2", label=label)
@@ -153,7 +120,7 @@ def _reductions() -> Iterator[Example]:
     yield Example(aten.sum.dim_IntList, (normal(4, 8), None), cuts="d0 d1", label="all")
     yield Example(aten.sum.default, (normal(4, 8),), cuts="d0 d1")
     yield Example(aten.sum.default, (some(4, 8),), label="count")
-    yield Example(aten.mean.default, (normal(4, 8),))
+    yield Example(aten.mean.default, (normal(4, 8),), cuts="d0 d1")
     for affine in ((), (normal(12), normal(12))):
         label = "affine" if affine else ""
         yield Example(aten.layer_norm.default, (normal(4, 8, 12), [12], *affine), cuts="d0 d1", label=label)
@@ -189,30 +156,43 @@ def _products() -> Iterator[Example]:
     yield Example(
         aten.matmul.default, (normal(4, 1, 8, 12), normal(16, 12, 20)), cuts="d0 d1 m n k", label="broadcast"
     )
-    yield Example(aten.matmul.default, (normal(8, 12), normal(12)), label="vector")
-    yield Example(aten.embedding.default, (normal(20, 12), whole(20, 4, 8)), cuts="d0 d1 h")
+    yield Example(aten.matmul.default, (normal(8, 12), normal(12)), cuts="m k", label="vector")
+    yield Example(aten.embedding.default, (normal(20, 12), whole(20, 4, 8)), cuts="d0 d1 h v")
     yield Example(
-        aten.embedding.default, (normal(20, 12), whole(20, 4, 8), 3), cuts="d0 d1 h", label="padding"
+        aten.embedding.default, (normal(20, 12), whole(20, 4, 8), 3), cuts="d0 d1 h v", label="padding"
     )
     args = (normal(20, 12), whole(5, 4, 8), -1, True)
     yield Example(aten.embedding.default, args, label="by-frequency")
     attention = aten.scaled_dot_product_attention.default
     q, k, v = normal(4, 8, 6, 12), normal(4, 8, 10, 12), normal(4, 8, 10, 16)
-    yield Example(attention, (q, k, v), cuts="d0 d1")
-    yield Example(attention, (q, k, v, some(6, 10) | (torch.arange(10) == 0)), cuts="d0 d1", label="mask")
-    yield Example(attention, (q, k, v, normal(4, 1, 6, 10)), cuts="d0 d1", label="bias")
-    yield Example(attention, (q, k, v, normal(8, 1, 10)), cuts="d0 d1", label="bias-per-head")
+    yield Example(attention, (q, k, v), cuts="d0 d1 q")
+    yield Example(attention, (q, k, v, some(6, 10) | (torch.arange(10) == 0)), cuts="d0 d1 q", label="mask")
+    yield Example(attention, (q, k, v, normal(4, 1, 6, 10)), cuts="d0 d1 q", label="bias")
+    yield Example(attention, (q, k, v, normal(8, 1, 10)), cuts="d0 d1 q", label="bias-per-head")
+    window = torch.ones(6, 6, dtype=torch.bool).tril() & torch.ones(6, 6, dtype=torch.bool).triu(-2)
+    own = normal(4, 8, 6, 12)
+    yield Example(attention, (q, own, own, window), cuts="d0 d1 q", label="sliding-window")
     square = normal(4, 8, 6, 12)
     yield Example(
         attention, (q, square, square), {"is_causal": True, "scale": 0.3}, cuts="d0 d1", label="causal"
     )
-    few = normal(4, 4, 6, 12)
-    yield Example(attention, (q, few, few), {"enable_gqa": True}, cuts="d0", label="grouped")
-    yield Example(attention, (q, normal(1, 8, 6, 12), normal(4, 8, 6, 12)), label="shared-keys", cuts="d1")
+    few, one = normal(4, 4, 6, 12), normal(4, 1, 6, 12)
+    yield Example(attention, (q, few, few), {"enable_gqa": True}, cuts="d0 kv group q", label="grouped")
+    yield Example(attention, (q, one, one), {"enable_gqa": True}, cuts="d0 group q", label="multi-query")
+    causal = {"enable_gqa": True, "is_causal": True}
+    yield Example(attention, (q, few, few), causal, cuts="d0 kv group", label="grouped-causal")
+    yield Example(
+        attention,
+        (q, few, few, normal(4, 8, 6, 6)),
+        {"enable_gqa": True},
+        cuts="d0 kv group q",
+        label="grouped-bias",
+    )
+    yield Example(attention, (q, normal(1, 8, 6, 12), normal(4, 8, 6, 12)), label="shared-keys", cuts="d1 q")
     yield Example(attention, (normal(1, 8, 6, 12), k, v), label="shared-queries")
     yield Example(attention, (q, k, v, None, 0.5), label="dropout")
     target = whole(20, 8)
-    yield Example(aten.cross_entropy_loss.default, (normal(8, 20), target))
+    yield Example(aten.cross_entropy_loss.default, (normal(8, 20), target), cuts="v")
     yield Example(
         aten.cross_entropy_loss.default,
         (normal(8, 20), target, positive(20)),
@@ -242,7 +222,7 @@ def _views() -> Iterator[Example]:
     yield Example(aten.transpose.int, (normal(4, 8, 12), 1, -1), cuts="d0 d1 d2")
     yield Example(aten.permute.default, (normal(4, 8, 12), [2, 0, -2]), cuts="d0 d1 d2")
     yield Example(aten.t.default, (normal(4, 8),), cuts="d0 d1")
-    yield Example(aten.movedim.int, (normal(4, 8), 0, 1))
+    yield Example(aten.movedim.int, (normal(4, 8), 0, 1), cuts="d0 d1")
     yield Example(aten.expand.default, (normal(1, 8, 1), [4, -1, 12]), cuts="d0 d1 d2")
     yield Example(aten.expand.default, (normal(8, 1), [4, 8, 12]), cuts="d0 d1 d2", label="new-dim")
 

@@ -22,7 +22,7 @@ def cut(value: Tensor, kind: LayoutKind, layout: Layout, size: int) -> list[Tens
         shares = [share.to(value.dtype) for share in shares]
         return [*shares, value - sum(shares)]
     held: list[list[np.ndarray]] = [[] for _ in range(size)]
-    for part in np.split(value.detach().numpy(), layout.parts, layout.dim):
+    for part in np.split(value.detach().resolve_conj().numpy(), layout.parts, layout.dim):
         for rank, piece in enumerate(np.split(part, size, layout.dim)):
             held[rank].append(piece)
     return [torch.from_numpy(np.concatenate(pieces, layout.dim)) for pieces in held]
@@ -36,6 +36,6 @@ def join(held: list[Tensor], kind: LayoutKind, layout: Layout) -> Tensor:
         return held[0]
     if kind is LayoutKind.PARTIAL:
         return torch.stack(held).sum(0)
-    parts = [np.split(piece.detach().numpy(), layout.parts, layout.dim) for piece in held]
+    parts = [np.split(piece.detach().resolve_conj().numpy(), layout.parts, layout.dim) for piece in held]
     rows = [np.concatenate([rank[part] for rank in parts], layout.dim) for part in range(layout.parts)]
     return torch.from_numpy(np.concatenate(rows, layout.dim))

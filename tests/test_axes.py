@@ -6,6 +6,7 @@ import functools
 import itertools
 from collections.abc import Iterator
 from typing import Any
+from unittest.mock import Mock, patch
 
 import pytest
 import torch
@@ -16,8 +17,8 @@ from torch import Tensor, fx
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from autoplan.graph.analysis import analyse
-from autoplan.graph.axes import strategies
-from autoplan.graph.axes.spec import _RULES
+from autoplan.graph.axes import piece_layouts, spec_of, strategies
+from autoplan.graph.axes.spec import _RULES, rule_for
 from autoplan.graph.ir import Block, Op
 from autoplan.graph.layout import REPLICATE, Layout
 from autoplan.graph.strategy import Strategy
@@ -39,8 +40,24 @@ def one_thread() -> Iterator[None]:
 Whole = Tensor | list[Tensor]
 
 
+ALIKE = {
+    "aten.empty.memory_format": "aten.zeros.default",
+    "aten.new_empty.default": "aten.new_zeros.default",
+    "aten.empty_like.default": "aten.zeros_like.default",
+    "aten._grouped_mm.default": "autoplan.grouped_mm.default",
+}
+"""Ops whose values cannot be compared (what is empty is anything; the last runs on GPUs only), and one of their rule
+that stands for them."""
+TALKING = {"vocab_cross_entropy"}
+"""Kernels that send something themselves: tested on real ranks, in test_move."""
+
+
 def test_every_rule_has_an_example() -> None:
-    assert {str(target) for target in _RULES} == {str(example.target) for example in _EXAMPLES}
+    untested = {str(target) for target in _RULES} - {str(example.target) for example in _EXAMPLES}
+    assert untested <= ALIKE.keys()
+    for name, other in ALIKE.items():
+        rules = {str(target): rule for target, rule in _RULES.items()}
+        assert rules[name] is rules[other]
 
 
 def test_examples_have_names_of_their_own() -> None:
@@ -54,9 +71,10 @@ def test_an_op_on_shards_is_the_op(example: Example) -> None:
     for call in variants(example.name):
         for degree in (2, 4):
             for strategy in strategies(call.block, call.op, degree):
-                if strategy.kernel is None:
+                assert bool(strategy.internal) == (strategy.kernel in TALKING)
+                if strategy.kernel not in TALKING:
                     check(call, strategy, degree)
-                if degree == 2 and strategy.name.startswith("cut ") and strategy.kernel is None:
+                if degree == 2 and strategy.name.startswith("cut "):
                     found.add(strategy.name.removeprefix("cut "))
     assert {name for name in found if "/" not in name} == set(example.cuts.split())
 
@@ -76,13 +94,14 @@ class Call:
 
     def __init__(self, example: Example, graded: tuple[bool, ...]) -> None:
         self.mode = _MODE
+        self.results = example.results
         self.graph = fx.Graph()
         self.graded = iter(graded)
         self.inputs: dict[int, fx.Node] = {}
         self.real: dict[fx.Node, Any] = {}
         self.trainable: set[str] = set()
         self.node = self._add(example)
-        self.graph.output((self.node,))
+        self.graph.output(())
         self.block: Block = analyse("example", "", self.graph, {}, {}, self.trainable, self.mode)
         self.op: Op = self.block.ops[-1]
         self.sources = [next(n for n in self.graph.nodes if n.name == name) for name in self.op.inputs]
@@ -114,7 +133,9 @@ class Call:
                 self.trainable.add(node.name)
         return self.inputs[id(leaf)]
 
-    def run(self, values: list[Whole], strategy: Strategy, degree: int) -> tuple[list[Tensor], list[Whole]]:
+    def run(
+        self, values: list[Whole], strategy: Strategy, degree: int, rank: int = 0
+    ) -> tuple[list[Tensor], list[Whole]]:
         """(flat outputs, the leaves whose gradients can be asked for) of one rank."""
         leaves = [
             pytree.tree_map(
@@ -127,7 +148,22 @@ class Call:
         local = LocalBlock(self.block, {}, REPLICATE, degree, "")
         function, args, kwargs = local_call(self.node, strategy, args, kwargs, local)
         torch.manual_seed(0)
-        return pytree.tree_leaves(function(*args, **kwargs)), leaves
+        with patch("autoplan.rewrite.kernels.group_of", lambda name: Mock(rank=lambda: rank)):
+            return pytree.tree_leaves(function(*args, **kwargs)), leaves
+
+    def laid(self, source: fx.Node, layout: Layout) -> tuple[Layout, ...]:
+        """The layout of each tensor of an input in ``layout``."""
+        value = self.real[source]
+        rule = rule_for(source.target) if source.op == "call_function" else None
+        spec = rule(source) if rule is not None else None
+        if spec is not None and spec.pieces:
+            return piece_layouts(spec, layout)
+        return (layout,) * (len(value) if isinstance(value, tuple | list) else 1)
+
+    def pieces(self, layout: Layout, count: int) -> tuple[Layout, ...]:
+        """The layout of each of ``count`` results, when that of the call is ``layout``."""
+        spec = spec_of(self.block, self.op)
+        return piece_layouts(spec, layout) if spec is not None and spec.pieces else (layout,) * count
 
 
 @functools.cache
@@ -149,10 +185,15 @@ def check(call: Call, strategy: Strategy, degree: int) -> None:
     """Run ``strategy`` on each rank's shards; compare value and gradients with the op on whole tensors."""
     said = f"{call.op.target} by {strategy} on {degree} ranks"
     whole_out, whole_leaves = call.run(call.values, _WHOLE, degree)
-    held = [_cut(value, layout, degree) for value, layout in zip(call.values, strategy.inputs, strict=True)]
-    ranks = [call.run([value[rank] for value in held], strategy, degree) for rank in range(degree)]
+    whole_out = whole_out[: call.results]
+    held = [
+        _cut(value, call.laid(source, layout), degree)
+        for source, value, layout in zip(call.sources, call.values, strategy.inputs, strict=True)
+    ]
+    ranks = [call.run([value[rank] for value in held], strategy, degree, rank) for rank in range(degree)]
+    layouts = call.pieces(strategy.output, len(whole_out))
     for index, expected in enumerate(whole_out):
-        got = join([out[index].detach() for out, _ in ranks], strategy.output.value_kind, strategy.output)
+        got = join([out[index].detach() for out, _ in ranks], layouts[index].value_kind, layouts[index])
         _close(got, expected.detach(), said)
     wanted = [position for position, out in enumerate(whole_out) if out.requires_grad]
     if not wanted:
@@ -160,15 +201,23 @@ def check(call: Call, strategy: Strategy, degree: int) -> None:
     generator = torch.Generator().manual_seed(1)
     grads = [torch.randn(whole_out[i].shape, generator=generator, dtype=torch.float64) for i in wanted]
     grads = [grad.to(whole_out[i].dtype) for grad, i in zip(grads, wanted, strict=True)]
-    local_grads = [cut(grad, strategy.output.gradient_kind, strategy.output, degree) for grad in grads]
+    local_grads = [
+        cut(grad, layouts[i].gradient_kind, layouts[i], degree) for grad, i in zip(grads, wanted, strict=True)
+    ]
     expected = _gradients([whole_out[i] for i in wanted], whole_leaves, grads)
     got = [
         _gradients([out[i] for i in wanted], leaves, [grad[rank] for grad in local_grads])
         for rank, (out, leaves) in enumerate(ranks)
     ]
-    owners = [i for i, leaf in enumerate(whole_leaves) for t in pytree.tree_leaves(leaf) if t.requires_grad]
+    tensors = [
+        (i, place)
+        for i, leaf in enumerate(whole_leaves)
+        for place, tensor in enumerate(pytree.tree_leaves(leaf))
+        if tensor.requires_grad
+    ]
+    owners, places = [i for i, _ in tensors], [place for _, place in tensors]
     for index, owner in enumerate(owners):
-        layout = strategy.inputs[owner]
+        layout = call.laid(call.sources[owner], strategy.inputs[owner])[places[index]]
         joined = join([grads_of[index] for grads_of in got], layout.gradient_kind, layout)
         _close(joined, expected[index], f"gradient of input {owner} of {said}")
 
@@ -176,11 +225,13 @@ def check(call: Call, strategy: Strategy, degree: int) -> None:
 _WHOLE = Strategy("R", (), REPLICATE, share=False)
 
 
-def _cut(value: Whole, layout: Layout, degree: int) -> list[Whole]:
+def _cut(value: Whole, layouts: tuple[Layout, ...], degree: int) -> list[Whole]:
     if isinstance(value, list | tuple):
-        pieces = [cut(item, layout.value_kind, layout, degree) for item in value]
+        pieces = [
+            cut(item, layout.value_kind, layout, degree) for item, layout in zip(value, layouts, strict=True)
+        ]
         return [list(rank) for rank in zip(*pieces, strict=True)]
-    return cut(value, layout.value_kind, layout, degree)  # type: ignore[return-value]
+    return cut(value, layouts[0].value_kind, layouts[0], degree)  # type: ignore[return-value]
 
 
 def _gradients(outputs: list[Tensor], leaves: list[Whole], grads: list[Tensor]) -> list[Tensor]:
@@ -191,5 +242,11 @@ def _gradients(outputs: list[Tensor], leaves: list[Whole], grads: list[Tensor]) 
 def _close(got: Tensor, expected: Tensor, said: str) -> None:
     assert got.shape == expected.shape, f"{said}: shape {tuple(got.shape)}, expected {tuple(expected.shape)}"
     assert got.dtype == expected.dtype, f"{said}: {got.dtype}, expected {expected.dtype}"
-    near = 1e-5 if expected.dtype == torch.float32 else 1e-6 if "to" in said.split(".")[1] else 1e-10
+    near = (
+        1e-5
+        if expected.dtype in (torch.float32, torch.complex64)
+        else 1e-6
+        if said.split(".")[1] in ("to", "_to_copy", "type_as")
+        else 1e-10
+    )
     torch.testing.assert_close(got, expected, rtol=near, atol=near, msg=lambda text: f"{said}\n{text}")

@@ -140,37 +140,48 @@ def _targets(ignored: int) -> Tensor:
     return target
 
 
-def _lose(ignored: int, summed: bool, scale: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+def _weights(loss: Tensor) -> Tensor:
+    return torch.arange(3, 3 + loss.numel()).view(loss.shape).to(loss.dtype)
+
+
+def _lose(
+    ignored: int, reduction: str, scale: float, dtype: torch.dtype, smoothing: float
+) -> tuple[Tensor, Tensor]:
     rank, size = dist.get_rank(), dist.get_world_size()
     columns = shard(1)
     logits = (
         cut(scale * whole(7, (12, ROWS)), columns.value_kind, columns, size)[rank].to(dtype).requires_grad_()
     )
-    loss = vocab_cross_entropy(logits, _targets(ignored), group(), ignored, summed)
-    (grad,) = torch.autograd.grad(3 * loss, logits)
+    number = ("none", "mean", "sum").index(reduction)
+    loss = vocab_cross_entropy(logits, _targets(ignored), group(), ignored, number, smoothing)
+    (grad,) = torch.autograd.grad(loss, logits, _weights(loss))
     return loss.detach(), grad
 
 
 @pytest.mark.parametrize(
-    ("ignored", "summed", "scale", "dtype"),
+    ("ignored", "reduction", "scale", "dtype", "smoothing"),
     [
-        (-100, False, 1.0, torch.float64),
-        (-100, True, 1.0, torch.float64),
-        (2, False, 1.0, torch.float64),
-        (-100, False, 1e3, torch.float64),  # exponentials that overflow unless the largest is taken off
-        (-100, False, 1.0, torch.bfloat16),
+        (-100, "mean", 1.0, torch.float64, 0.0),
+        (-100, "sum", 1.0, torch.float64, 0.0),
+        (-100, "none", 1.0, torch.float64, 0.0),
+        (2, "mean", 1.0, torch.float64, 0.0),
+        (2, "mean", 1.0, torch.float64, 0.2),
+        (2, "none", 1.0, torch.float64, 0.2),
+        (-100, "sum", 1.0, torch.float64, 0.2),
+        (-100, "mean", 1e3, torch.float64, 0.0),  # exponentials that overflow unless the largest is taken off
+        (-100, "mean", 1.0, torch.bfloat16, 0.0),
     ],
 )
 def test_a_cut_cross_entropy_is_the_whole(
-    ranks: Ranks, ignored: int, summed: bool, scale: float, dtype: torch.dtype
+    ranks: Ranks, ignored: int, reduction: str, scale: float, dtype: torch.dtype, smoothing: float
 ) -> None:
-    answers = ranks(_lose, ignored, summed, scale, dtype)
+    answers = ranks(_lose, ignored, reduction, scale, dtype, smoothing)
     logits = (scale * whole(7, (12, ROWS))).to(dtype).requires_grad_()
     wide = logits if dtype == torch.float64 else logits.float()
     expected = F.cross_entropy(
-        wide, _targets(ignored), ignore_index=ignored, reduction="sum" if summed else "mean"
+        wide, _targets(ignored), ignore_index=ignored, reduction=reduction, label_smoothing=smoothing
     )
-    (grad,) = torch.autograd.grad(3 * expected, logits)
+    (grad,) = torch.autograd.grad(expected, logits, _weights(expected))
     near: dict[str, Any] = dict.fromkeys(("rtol", "atol"), 1e-12 if dtype == torch.float64 else 2e-2)
     for loss, _ in answers:
         torch.testing.assert_close(loss, expected.detach().to(dtype), **near)

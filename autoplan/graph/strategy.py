@@ -27,11 +27,13 @@ class Strategy:
         name: ``R`` or ``R*`` (every rank does all of it), ``P`` (on partial sums), or the iteration
             axis that is cut (``cut o``); what a plan file holds.
         inputs: the layout that each entry of ``Op.inputs`` must have, in that order.
-        output: the layout of the result. A list result (split, unbind) has one layout for all.
+        output: the layout of the result. A list result (split, unbind) has one layout for all; of unlike
+            results, this is the first one's, and the others' follow from the op's axes.
         share: True when each rank does 1/n of the op's work, False when each does all of it.
         gemm_axis: for a matrix product, which of its sizes shrinks by n.
         kernel: name of the local implementation when it is not the op itself on local tensors.
         internal: what that kernel sends.
+        divided: names of the call's arguments of which a rank passes the n-th part (groups, heads).
     """
 
     name: str
@@ -41,3 +43,4 @@ class Strategy:
     gemm_axis: Literal["batch", "m", "n", "k"] | None = None
     kernel: str | None = None
     internal: tuple[InternalCollective, ...] = ()
+    divided: tuple[str, ...] = ()

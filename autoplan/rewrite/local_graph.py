@@ -19,22 +19,15 @@ from torch import fx
 
 from autoplan.cost.boundary import boundary_layout
 from autoplan.errors import PlanError
-from autoplan.graph.axes import strategies
-from autoplan.graph.gemms import argument
+from autoplan.graph.axes import piece_layouts, spec_of, strategies
 from autoplan.graph.ir import Block, Op, Origin
 from autoplan.graph.layout import REPLICATE, REPLICATE_STAR, Layout
 from autoplan.graph.strategy import Strategy
-from autoplan.rewrite.kernels import KERNELS
+from autoplan.rewrite.kernel_calls import kernel_call, summed_arguments
+from autoplan.rewrite.local_sizes import with_local_sizes
 from autoplan.rewrite.move import convert
 
 __all__ = ["LocalBlock", "choose", "local_call", "localise", "to_local"]
-
-_aten = torch.ops.aten
-# Whose result's shape is written in the call, or follows from which dims of the whole tensor have size 1.
-_SIZED = {_aten.view.default, _aten.reshape.default, _aten._unsafe_view.default, _aten.expand.default,
-          _aten.unflatten.int, _aten.squeeze.default, _aten.squeeze.dim, _aten.squeeze.dims}  # fmt: skip
-_SECTIONS = {_aten.split.Tensor, _aten.split_with_sizes.default, _aten.chunk.default}
-_RANGES = {_aten.slice.Tensor, _aten.narrow.default}
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,9 +119,21 @@ class _Localiser:
             return self.env[node]
         key = (node, layout)
         if key not in self.converted:
-            arguments = (self.env[node], str(have), str(layout), self.local.group)
+            arguments = (
+                self.env[node],
+                self._written(node, have),
+                self._written(node, layout),
+                self.local.group,
+            )
             self.converted[key] = self.graph.call_function(convert, arguments)
         return self.converted[key]
+
+    def _written(self, node: fx.Node, layout: Layout) -> str | list[str]:
+        """A layout as text; for a list of unlike tensors, that of each."""
+        spec = spec_of(self.local.block, self.ops[node.name]) if node.name in self.ops else None
+        if spec is None or not spec.pieces:
+            return str(layout)
+        return [str(piece) for piece in piece_layouts(spec, layout)]
 
     def _call(self, node: fx.Node) -> None:
         op = self.ops[node.name]
@@ -150,33 +155,8 @@ def local_call(
     ``args`` and ``kwargs`` are the node's own with local tensors (or nodes) for its inputs; sizes among
     them are still global. ``summed``: give the sum of a cross-entropy, not its mean.
     """
-    if strategy.kernel == "vocab_embedding":
-        padding = argument(node, 2, "padding_idx", -1)
-        return KERNELS[strategy.kernel], (*args[:2], local.group, padding), {}
-    if strategy.kernel == "vocab_cross_entropy":
-        ignored = argument(node, 4, "ignore_index", -100)
-        return KERNELS[strategy.kernel], (*args[:2], local.group, ignored, summed), {}
+    if strategy.kernel is not None:
+        return kernel_call(node, strategy, args, kwargs, local.group, local.degree, summed)
     if summed:
-        ignored = argument(node, 4, "ignore_index", -100)
-        args, kwargs = args[:3], {**kwargs, "reduction": 2, "ignore_index": ignored}
-    # Always for a view: a gathered input has other strides than the one that was traced, and view minds them.
-    if strategy.output.is_shard or node.target in _SIZED:
-        return _resize(node, strategy.output, args, kwargs, local.degree)
-    return node.target, args, kwargs
-
-
-def _resize(node: fx.Node, output: Layout, args: Any, kwargs: Any, degree: int) -> tuple[Any, Any, Any]:
-    """Turn literal sizes into local ones."""
-    value = node.meta["val"]
-    example = value[0] if isinstance(value, tuple | list) else value
-    shape = list(output.local_shape(tuple(example.shape), degree))
-    if node.target in _SIZED:
-        target = node.target if node.target is _aten.expand.default else _aten.reshape.default
-        return target, (args[0], shape), {}
-    if node.target in _SECTIONS:
-        dim = int(argument(node, 2, "dim", 0)) % len(shape)
-        if dim == output.dim:
-            return _aten.split.Tensor, (args[0], shape[dim], dim), {}
-    if node.target in _RANGES and int(argument(node, 1, "dim", 0)) % len(shape) == output.dim:
-        return _aten.alias.default, (args[0],), {}  # of a dim that is cut, a slice can only take all
-    return node.target, args, kwargs
+        args, kwargs = summed_arguments(node, args)
+    return with_local_sizes(node, strategy, args, kwargs, local.degree)

@@ -9,6 +9,7 @@ for every rank.)
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cache
 from typing import Any
 
@@ -28,10 +29,16 @@ _scatter_rows = getattr(fc, "reduce_scatter_single", None) or fc.reduce_scatter_
 _R, _S, _P = LayoutKind.REPLICATE, LayoutKind.SHARD, LayoutKind.PARTIAL
 
 
-def convert(value: Any, src: str, dst: str, group: str) -> Any:
-    """Change ``value`` (a local tensor, or a list of them) from layout ``src`` to ``dst`` on a process group."""
+def convert(value: Any, src: str | Sequence[str], dst: str | Sequence[str], group: str) -> Any:
+    """Change ``value`` (a local tensor, or a list of them) from layout ``src`` to ``dst`` on a process group.
+
+    Of a list, every tensor has these layouts, or the one at its own place.
+    """
     if isinstance(value, tuple | list):
-        return [convert(item, src, dst, group) for item in value]
+        count = len(value)
+        before, after = ((side,) * count if isinstance(side, str) else side for side in (src, dst))
+        return [convert(*moved, group) for moved in zip(value, before, after, strict=True)]
+    assert isinstance(src, str) and isinstance(dst, str)
     if value.requires_grad:
         return _Convert.apply(value, src, dst, group)
     return move(value, _parse(src), _parse(dst), group, gradient=False)

@@ -18,7 +18,7 @@ from autoplan.graph.ir import Block, Op
 from autoplan.graph.layout import PARTIAL, REPLICATE, REPLICATE_STAR, Layout, shard
 from autoplan.graph.strategy import Strategy
 
-__all__ = ["part_counts", "spec_of", "strategies", "value_layouts"]
+__all__ = ["part_counts", "piece_layouts", "spec_of", "strategies", "value_layouts"]
 
 
 def strategies(block: Block, op: Op, degree: int) -> tuple[Strategy, ...]:
@@ -31,9 +31,15 @@ def strategies(block: Block, op: Op, degree: int) -> tuple[Strategy, ...]:
 
 def spec_of(block: Block, op: Op) -> AxisSpec | None:
     """The axes of one call of an op; None when it has no rule, or its rule keeps this call whole."""
-    node = _node(block, op.name)
-    rule = rule_for(node.target)
-    return rule(node) if rule is not None else None
+    return _spec(block, _node(block, op.name))
+
+
+def _spec(block: Block, node: fx.Node) -> AxisSpec | None:
+    known = block._strategies.setdefault("specs", {})
+    if node.name not in known:
+        rule = rule_for(node.target)
+        known[node.name] = rule(node) if rule is not None else None
+    return known[node.name]
 
 
 def value_layouts(block: Block, name: str, degree: int) -> tuple[Layout, ...]:
@@ -53,8 +59,7 @@ def part_counts(block: Block) -> tuple[int, ...]:
     if "parts" not in block._strategies:
         found = {1}
         for node in block.graph.nodes:
-            rule = rule_for(node.target) if node.op == "call_function" else None
-            spec = rule(node) if rule is not None else None
+            spec = _spec(block, node) if node.op == "call_function" else None
             for dims in (*spec.inputs, spec.output) if spec is not None else ():
                 for axes in dims:
                     if len(axes) > 1 and spec is not None and spec.sizes[axes[0]] <= 4:
@@ -121,9 +126,30 @@ def _cut(
         inputs.append(layout)
     if contracted and not out_grad:
         return None  # a partial sum of what no gradient flows through is not worth a layout of its own
-    name = f"cut {axis}" if parts == 1 else f"cut {axis}/{parts}"
-    role = spec.gemm.get(axis)
-    return Strategy(name, tuple(inputs), PARTIAL if output is None else output, share=True, gemm_axis=role)  # type: ignore[arg-type]
+    return Strategy(
+        f"cut {axis}" if parts == 1 else f"cut {axis}/{parts}",
+        tuple(inputs),
+        PARTIAL if output is None else output,
+        share=True,
+        gemm_axis=spec.gemm.get(axis),  # type: ignore[arg-type]
+        kernel="share_of_mean" if axis in spec.averaged else None,
+        divided=tuple(name for name, counted in spec.counts.items() if counted == axis),
+    )
+
+
+def piece_layouts(spec: AxisSpec, layout: Layout) -> tuple[Layout, ...]:
+    """The layout of each of an op's unlike results (``spec.pieces``) when the first has ``layout``.
+
+    A result without the axis that is cut is the same on every rank.
+    """
+    if not layout.is_shard:
+        return (layout,) * len(spec.pieces)
+    for axis in spec.output[layout.dim]:
+        for parts in range(1, layout.parts + 1):
+            if _locate(spec.output, axis, parts, spec.sizes) == layout:
+                found = (_locate(dims, axis, parts, spec.sizes) for dims in spec.pieces)
+                return tuple(REPLICATE if piece is None else piece for piece in found)
+    raise AssertionError(f"no axis of dim {layout.dim} is cut by {layout}")
 
 
 def _locate(dims: Dims, axis: str, parts: int, sizes: dict[str, int]) -> Layout | None:

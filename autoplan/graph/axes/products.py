@@ -1,17 +1,17 @@
-"""Axes of contractions: linear layers, matrix products, embedding, attention, loss."""
+"""Axes of contractions: linear layers, matrix products, einsum, embedding."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import fx
 
-from autoplan.graph.axes.spec import AxisSpec, Dims, register, shape_of
+from autoplan.graph.axes.spec import AxisSpec, Dims, plain, register, shape_of
 from autoplan.graph.gemms import argument, tensor_arguments
-from autoplan.graph.layout import PARTIAL, REPLICATE, Collective, shard
-from autoplan.graph.randomness import is_random
-from autoplan.graph.strategy import InternalCollective, Strategy
+from autoplan.graph.layout import PARTIAL, REPLICATE, shard
+from autoplan.graph.strategy import Strategy
 
 _aten = torch.ops.aten
 
@@ -20,8 +20,8 @@ _aten = torch.ops.aten
 def linear(node: fx.Node) -> AxisSpec | None:
     """``… i, o i, o -> … o``."""
     x, w = shape_of(node.args[0]), shape_of(node.args[1])
-    lead = tuple((f"d{i}",) if n > 1 else () for i, n in enumerate(x[:-1]))
-    sizes = {f"d{i}": n for i, n in enumerate(x[:-1]) if n > 1} | {"o": w[0], "i": w[1]}
+    lead, sizes = plain(x[:-1])
+    sizes = sizes | {"o": w[0], "i": w[1]}
     inputs: list[Dims] = [(*lead, ("i",)), (("o",), ("i",))]
     if len(tensor_arguments(node)) == 3:
         inputs.append((("o",),))
@@ -42,24 +42,86 @@ def addmm(node: fx.Node) -> AxisSpec | None:
     )
 
 
-@register(_aten.mm.default, _aten.bmm.default, _aten.matmul.default)
+@register(_aten.mm.default, _aten.bmm.default, _aten.matmul.default, _aten.mv.default, _aten.dot.default)
 def matmul(node: fx.Node) -> AxisSpec | None:
-    """``… m k, … k n -> … m n`` with the leading dims broadcast."""
-    a, b = shape_of(node.args[0]), shape_of(node.args[1])
-    if len(a) < 2 or len(b) < 2:
-        return None
-    shape = shape_of(node)
-    lead = tuple((f"d{i}",) if n > 1 else () for i, n in enumerate(shape[:-2]))
-    sizes = {f"d{i}": n for i, n in enumerate(shape[:-2]) if n > 1} | {"m": a[-2], "n": b[-1], "k": a[-1]}
+    """``… m k, … k n -> … m n`` with the leading dims broadcast; a vector lacks m or n."""
+    return _matmul(shape_of(node.args[0]), shape_of(node.args[1]), shape_of(node))
+
+
+@register(_aten.baddbmm.default)
+def baddbmm(node: fx.Node) -> AxisSpec | None:
+    """``b m n, b m k, b k n -> b m n``, the first added once."""
+    x, shape = shape_of(node.args[0]), shape_of(node)
+    spec = _matmul(shape_of(node.args[1]), shape_of(node.args[2]), shape)
+    own = tuple(spec.output[i - len(x)] if n > 1 else () for i, n in enumerate(x))
+    return replace(spec, inputs=(own, *spec.inputs), added_once=frozenset({0}))
+
+
+def _matmul(a: tuple[int, ...], b: tuple[int, ...], shape: tuple[int, ...]) -> AxisSpec:
+    m, n = len(a) > 1, len(b) > 1
+    lead_shape = shape[: len(shape) - m - n]
+    lead, sizes = plain(lead_shape)
+    sizes = sizes | ({"m": a[-2]} if m else {}) | ({"n": b[-1]} if n else {}) | {"k": a[-1]}
 
     def leading(own: tuple[int, ...]) -> Dims:
-        offset = len(shape) - len(own)
-        return tuple(lead[offset + i] if n > 1 else () for i, n in enumerate(own[:-2]))
+        offset = len(lead) - len(own)
+        return tuple(lead[offset + i] if extent > 1 else () for i, extent in enumerate(own))
 
-    batched = len(b) > 2
-    roles = dict.fromkeys(sizes, "batch" if batched else "m") | {"m": "m", "n": "n", "k": "k"}
-    inputs: tuple[Dims, ...] = ((*leading(a), ("m",), ("k",)), (*leading(b), ("k",), ("n",)))
-    return AxisSpec(inputs, (*lead, ("m",), ("n",)), sizes, gemm=roles)
+    roles = dict.fromkeys(sizes, "batch" if len(b) > 2 else "m") | {"m": "m", "n": "n", "k": "k"}
+    left: Dims = (*leading(a[:-2]), *((("m",),) if m else ()), ("k",))
+    right: Dims = (*leading(b[:-2]), ("k",), *((("n",),) if n else ()))
+    output: Dims = (*lead, *((("m",),) if m else ()), *((("n",),) if n else ()))
+    return AxisSpec((left, right), output, sizes, gemm=roles)
+
+
+@register(_aten.outer.default, _aten.ger.default)
+def outer(node: fx.Node) -> AxisSpec | None:
+    """``m, n -> m n``."""
+    sizes = dict(zip("mn", shape_of(node), strict=True))
+    return AxisSpec(((("m",),), (("n",),)), (("m",), ("n",)), sizes)
+
+
+@register(_aten.einsum.default)
+def einsum(node: fx.Node) -> AxisSpec | None:
+    """As its equation says. A letter twice in one operand (a diagonal) keeps the call whole."""
+    equation = str(node.args[0]).replace(" ", "")
+    shapes = [shape_of(source) for source in tensor_arguments(node)]
+    left, arrow, right = equation.partition("->")
+    terms = left.split(",")
+    hidden = max(
+        (len(shape) - len(term.replace("...", "")) for term, shape in zip(terms, shapes, strict=True)),
+        default=0,
+    )
+    spelt = [
+        _letters(term, len(shape) - len(term.replace("...", "")), hidden)
+        for term, shape in zip(terms, shapes, strict=True)
+    ]
+    if any(len(set(term)) < len(term) for term in spelt):
+        return None
+    if arrow:
+        result = _letters(right, hidden, hidden)
+    else:
+        flat = [letter for term in spelt for letter in term]
+        once = sorted(letter for letter in set(flat) if flat.count(letter) == 1 and len(letter) == 1)
+        result = [*_letters("..." if "..." in left else "", hidden, hidden), *once]
+    sizes: dict[str, int] = {}
+    for term, shape in zip(spelt, shapes, strict=True):
+        for letter, extent in zip(term, shape, strict=True):
+            sizes[letter] = max(extent, sizes.get(letter, 1))
+    inputs = tuple(
+        tuple((letter,) if extent > 1 else () for letter, extent in zip(term, shape, strict=True))
+        for term, shape in zip(spelt, shapes, strict=True)
+    )
+    output = tuple((letter,) if sizes[letter] > 1 else () for letter in result)
+    sizes = {letter: extent for letter, extent in sizes.items() if extent > 1}
+    return AxisSpec(inputs, output, sizes, linear=frozenset({0}) if len(shapes) == 1 else None)
+
+
+def _letters(term: str, own: int, hidden: int) -> list[str]:
+    """The axes of a term; an ellipsis stands for the last ``own`` of ``hidden`` leading axes."""
+    dots = [f"e{i}" for i in range(hidden - own, hidden)] if "..." in term else []
+    before, _, after = term.partition("...")
+    return [*before, *dots, *after]
 
 
 @register(_aten.embedding.default)
@@ -68,8 +130,8 @@ def embedding(node: fx.Node) -> AxisSpec | None:
     if argument(node, 3, "scale_grad_by_freq", False) or argument(node, 4, "sparse", False):
         return None  # the gradient counts how often a row is read anywhere, or is not a plain tensor
     weight, index = shape_of(node.args[0]), shape_of(node.args[1])
-    lead = tuple((f"d{i}",) if n > 1 else () for i, n in enumerate(index))
-    sizes = {f"d{i}": n for i, n in enumerate(index) if n > 1} | {"h": weight[1]}
+    lead, sizes = plain(index)
+    sizes = sizes | {"h": weight[1]}
 
     def rows(degree: int) -> Sequence[Strategy]:
         if weight[0] % degree:
@@ -82,76 +144,4 @@ def embedding(node: fx.Node) -> AxisSpec | None:
         sizes | {"v": weight[0]},
         fixed=frozenset({"v"}),
         extra=rows,
-    )
-
-
-@register(_aten.scaled_dot_product_attention.default)
-def attention(node: fx.Node) -> AxisSpec | None:
-    """q ``… q d``, k ``… k d``, v ``… k e``; leading dims (batch, heads) can be cut, sequences not (yet)."""
-    if is_random(node):
-        return None
-    sources = tensor_arguments(node)
-    shapes = [shape_of(source) for source in sources]
-    q, k, v = shapes[:3]
-    if shape_of(node)[:-2] != q[:-2]:
-        return None
-    lead = tuple((f"d{i}",) if n > 1 else () for i, n in enumerate(q[:-2]))
-    sizes = {f"d{i}": n for i, n in enumerate(q[:-2]) if n > 1} | {
-        "q": q[-2],
-        "k": k[-2],
-        "d": q[-1],
-        "e": v[-1],
-    }
-    # keys shared by several heads or samples cannot be cut along with their queries
-    shared = {f"d{i}" for i in range(len(lead)) if not q[i] == k[i] == v[i]}
-    fixed = {"q", "k", "d", "e"} | shared
-    inputs: list[Dims] = [(*lead, ("q",), ("d",)), (*lead, ("k",), ("d",)), (*lead, ("k",), ("e",))]
-    for mask in shapes[3:]:
-        own = [1] * (len(q) - len(mask)) + list(mask)
-        dims = tuple(lead[i] if n > 1 else () for i, n in enumerate(own[:-2]))
-        rows, columns = own[-2], own[-1]
-        inputs.append(
-            (*dims, ("q",) if rows > 1 else (), ("k",) if columns > 1 else ())[len(q) - len(mask) :]
-        )
-    roles = dict.fromkeys((f"d{i}" for i in range(len(lead))), "batch")
-    return AxisSpec(tuple(inputs), (*lead, ("q",), ("e",)), sizes, fixed=frozenset(fixed), gemm=roles)
-
-
-@register(_aten.cross_entropy_loss.default)
-def cross_entropy(node: fx.Node) -> AxisSpec | None:
-    """Logits ``t v``, targets ``t``. The mean over tokens stays whole; v is cut by a kernel of its own."""
-    logits = shape_of(node.args[0])
-    plain = (
-        len(tensor_arguments(node)) == 2
-        and len(logits) == 2
-        and len(shape_of(node.args[1])) == 1
-        and argument(node, 3, "reduction", 1) == 1
-        and argument(node, 5, "label_smoothing", 0.0) == 0.0
-    )
-    if not plain:
-        return None
-    tokens, vocabulary = logits
-
-    def classes(degree: int) -> Sequence[Strategy]:
-        if vocabulary % degree:
-            return ()
-        # the largest logit, the sum of exponentials, the target's logit: one number a token each, in fp32
-        sent = tuple(InternalCollective(Collective.ALL_REDUCE, 4 * tokens, "forward") for _ in range(3))
-        return (
-            Strategy(
-                "cut v",
-                (shard(1), REPLICATE),
-                REPLICATE,
-                share=True,
-                kernel="vocab_cross_entropy",
-                internal=sent,
-            ),
-        )
-
-    return AxisSpec(
-        ((("t",), ("v",)), (("t",),)),
-        (),
-        {"t": tokens, "v": vocabulary},
-        fixed=frozenset({"t", "v"}),
-        extra=classes,
     )

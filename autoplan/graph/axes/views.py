@@ -8,27 +8,24 @@ from typing import Any
 import torch
 from torch import fx
 
-from autoplan.graph.axes.spec import AxisSpec, Dims, register, shape_of
+from autoplan.graph.axes.spec import AxisSpec, Dims, plain, register, rule_for, shape_of
 from autoplan.graph.gemms import argument, tensor_arguments
 
 _aten = torch.ops.aten
 _FIRST = frozenset({0})
 
 
-def _plain(shape: tuple[int, ...]) -> tuple[Dims, dict[str, int]]:
-    axes = tuple((f"d{i}",) if n > 1 else () for i, n in enumerate(shape))
-    return axes, {f"d{i}": n for i, n in enumerate(shape) if n > 1}
-
-
 @register(_aten.view.default, _aten.reshape.default, _aten._unsafe_view.default, _aten.flatten.using_ints,
-          _aten.unflatten.int, _aten.squeeze.dim, _aten.squeeze.default, _aten.squeeze.dims, _aten.unsqueeze.default)  # fmt: skip
+          _aten.unflatten.int, _aten.squeeze.dim, _aten.squeeze.default, _aten.squeeze.dims, _aten.unsqueeze.default,
+          _aten.ravel.default, _aten.view_as.default, _aten.reshape_as.default, _aten.view_copy.default)  # fmt: skip
 def reshape(node: fx.Node) -> AxisSpec | None:
     """Dims split and merged in row-major order: both shapes are refined into common axes from the left."""
     refined = refine(shape_of(node.args[0]), shape_of(node))
     if refined is None:
         return None
     source, output, sizes = refined
-    return AxisSpec((source,), output, sizes, linear=_FIRST)
+    likes = (output for _ in tensor_arguments(node)[1:])
+    return AxisSpec((source, *likes), output, sizes, linear=_FIRST)
 
 
 def refine(source: tuple[int, ...], target: tuple[int, ...]) -> tuple[Dims, Dims, dict[str, int]] | None:
@@ -64,39 +61,83 @@ def refine(source: tuple[int, ...], target: tuple[int, ...]) -> tuple[Dims, Dims
     return tuple(map(tuple, left)), tuple(map(tuple, right)), sizes
 
 
-@register(_aten.transpose.int, _aten.permute.default, _aten.t.default, _aten.movedim.int)
+@register(_aten.transpose.int, _aten.permute.default, _aten.t.default, _aten.movedim.int, _aten.movedim.intlist,
+          _aten.swapaxes.default, _aten.swapdims.default, _aten.numpy_T.default, _aten.mT.default,
+          _aten.moveaxis.int)  # fmt: skip
 def permute(node: fx.Node) -> AxisSpec | None:
-    """Dims in another order."""
-    axes, sizes = _plain(shape_of(node.args[0]))
-    rank = len(axes)
-    order = list(range(rank))
-    if node.target is _aten.permute.default:
-        order = [d % rank for d in node.args[1]]  # type: ignore[union-attr,operator]
-    elif node.target is _aten.t.default:
-        order = order[::-1]
-    elif node.target is _aten.transpose.int:
-        p, q = (int(d) % rank for d in node.args[1:3])  # type: ignore[arg-type]
-        order[p], order[q] = order[q], order[p]
-    else:
-        return None
+    """Dims in another order: which one, a tensor of numbered dims tells."""
+    source = shape_of(node.args[0])
+    axes, sizes = plain(source)
+    numbered = torch.empty(tuple(range(len(source))), device="meta")
+    order = node.target(numbered, *node.args[1:], **node.kwargs).shape  # type: ignore[operator]
     return AxisSpec((axes,), tuple(axes[d] for d in order), sizes, linear=_FIRST)
 
 
-@register(_aten.expand.default)
+@register(_aten.expand.default, _aten.expand_as.default, _aten.broadcast_to.default)
 def expand(node: fx.Node) -> AxisSpec | None:
     """New or widened dims hold axes that the input lacks."""
     source, shape = shape_of(node.args[0]), shape_of(node)
-    output, sizes = _plain(shape)
+    output, sizes = plain(shape)
     offset = len(shape) - len(source)
     own = tuple(output[offset + i] if n > 1 else () for i, n in enumerate(source))
-    return AxisSpec((own,), output, sizes, linear=_FIRST)
+    likes = (output for _ in tensor_arguments(node)[1:])
+    return AxisSpec((own, *likes), output, sizes, linear=_FIRST)
+
+
+@register(_aten.broadcast_tensors.default, _aten.meshgrid.default, _aten.meshgrid.indexing)
+def broadcast(node: fx.Node) -> AxisSpec | None:
+    """Several tensors given one shape; a grid's are lines, each along a dim of its own."""
+    shape = shape_of(node)
+    output, sizes = plain(shape)
+    sources = tensor_arguments(node)
+    if node.target is _aten.broadcast_tensors.default:
+        inputs = tuple(
+            tuple(output[i - len(own)] if n > 1 else () for i, n in enumerate(own))
+            for own in (shape_of(source) for source in sources)
+        )
+        return AxisSpec(inputs, output, sizes)
+    dims = list(range(len(shape)))
+    if argument(node, 1, "indexing", "ij") == "xy":
+        dims[:2] = dims[1::-1]
+    lines = tuple(
+        (output[dim],) if shape_of(source) else () for dim, source in zip(dims, sources, strict=True)
+    )
+    return AxisSpec(lines, output, sizes)
+
+
+@register(_aten.repeat.default, _aten.tile.default)
+def repeat(node: fx.Node) -> AxisSpec | None:
+    """Whole copies one after the other: a dim becomes ``repeat d``, and either can be cut."""
+    source, shape = shape_of(node.args[0]), shape_of(node)
+    own = (1,) * (len(shape) - len(source)) + source
+    sizes = {f"d{i}": n for i, n in enumerate(own) if n > 1}
+    sizes |= {f"r{i}": m // n for i, (m, n) in enumerate(zip(shape, own, strict=True)) if m > n}
+    output = tuple(tuple(axis for axis in (f"r{i}", f"d{i}") if axis in sizes) for i in range(len(shape)))
+    inputs = tuple((f"d{i}",) if n > 1 else () for i, n in enumerate(own))[len(shape) - len(source) :]
+    # of several copies of a cut dim, the order in which a rank would hold them is that of the whole
+    return AxisSpec((inputs,), output, sizes, linear=_FIRST)
+
+
+@register(_aten.repeat_interleave.self_int)
+def repeat_interleave(node: fx.Node) -> AxisSpec | None:
+    """Each element several times: a dim becomes ``d repeat``, and either can be cut."""
+    source, times = shape_of(node.args[0]), int(node.args[1])  # type: ignore[arg-type]
+    dim = argument(node, 2, "dim", None)
+    if dim is None:
+        return None
+    axes, sizes = plain(source)
+    dim %= len(axes)
+    if times > 1:
+        sizes["r"] = times
+    output = tuple((*own, "r") if i == dim and times > 1 else own for i, own in enumerate(axes))
+    return AxisSpec((axes,), output, sizes, linear=_FIRST, counts={"repeats": "r"})
 
 
 @register(_aten.slice.Tensor, _aten.narrow.default)
 def slice_rule(node: fx.Node) -> AxisSpec | None:
     """A slice keeps its dim whole, unless it takes all of it."""
     source, shape = shape_of(node.args[0]), shape_of(node)
-    axes, sizes = _plain(source)
+    axes, sizes = plain(source)
     dim = int(argument(node, 1, "dim", 0)) % len(source)
     if source[dim] == shape[dim]:
         return AxisSpec((axes,), axes, sizes, linear=_FIRST)
@@ -108,20 +149,21 @@ def slice_rule(node: fx.Node) -> AxisSpec | None:
     )
 
 
-@register(_aten.select.int, _aten.unbind.int)
+@register(_aten.select.int, _aten.unbind.int, _aten.select_copy.int)
 def select(node: fx.Node) -> AxisSpec | None:
     """One index of a dim, or a list of all: the dim disappears."""
-    axes, sizes = _plain(shape_of(node.args[0]))
+    axes, sizes = plain(shape_of(node.args[0]))
     dim = int(argument(node, 1, "dim", 0)) % len(axes)
     output = tuple(a for i, a in enumerate(axes) if i != dim)
     return AxisSpec((axes,), output, sizes, fixed=frozenset(axes[dim]), linear=_FIRST)
 
 
-@register(_aten.split.Tensor, _aten.split_with_sizes.default, _aten.chunk.default)
+@register(_aten.split.Tensor, _aten.split_with_sizes.default, _aten.chunk.default, _aten.split.sizes,
+          _aten.unsafe_chunk.default, _aten.unsafe_split.Tensor, _aten.tensor_split.sections)  # fmt: skip
 def split(node: fx.Node) -> AxisSpec | None:
     """Equal sections make the dim (section, within), and ``within`` can be cut; unequal ones fix the dim."""
     source = shape_of(node.args[0])
-    axes, sizes = _plain(source)
+    axes, sizes = plain(source)
     dim = int(argument(node, 2, "dim", 0)) % len(source)
     pieces: Any = node.meta["val"]
     extents = {int(piece.shape[dim]) for piece in pieces}
@@ -143,13 +185,24 @@ def _fixed_dim(axes: Dims, sizes: dict[str, int], dim: int) -> AxisSpec:
 
 @register(operator.getitem)
 def getitem(node: fx.Node) -> AxisSpec | None:
-    """One tensor of a list: laid out as the list is. Lists of unlike tensors stay whole."""
-    pieces: Any = node.args[0].meta["val"]  # type: ignore[union-attr]
+    """One tensor of a list: laid out as the list is, or as the list's maker says of unlike tensors."""
+    maker: Any = node.args[0]
+    rule = rule_for(maker.target)
+    whole = rule(maker) if rule is not None else None
+    if whole is not None and whole.pieces:
+        own = whole.pieces[int(node.args[1])]  # type: ignore[arg-type]
+        held = {axis for dims in own for axis in dims}
+        lacking = {axis for dims in whole.output for axis in dims} - held
+        sizes = {a: n for a, n in whole.sizes.items() if a in held | lacking}
+        return AxisSpec(
+            (whole.output,), own, sizes, fixed=(whole.fixed | lacking) & sizes.keys(), linear=_FIRST
+        )
+    pieces: Any = maker.meta["val"]
     ranks = {piece.dim() for piece in pieces if isinstance(piece, torch.Tensor)}
     if len(ranks) != 1 or len(pieces) != sum(isinstance(piece, torch.Tensor) for piece in pieces):
         return None
     shapes = [tuple(piece.shape) for piece in pieces]
-    axes, sizes = _plain(shape_of(node))
+    axes, sizes = plain(shape_of(node))
     uneven = frozenset(f"d{i}" for i in range(len(shapes[0])) if len({shape[i] for shape in shapes}) > 1)
     return AxisSpec((axes,), axes, sizes, fixed=uneven, linear=_FIRST)
 
@@ -161,7 +214,7 @@ def cat(node: fx.Node) -> AxisSpec | None:
     rank = len(shape_of(sources[0]))
     stacked = node.target is _aten.stack.default
     dim = int(argument(node, 1, "dim", 0)) % (rank + stacked)
-    axes, sizes = _plain(shape_of(node))
+    axes, sizes = plain(shape_of(node))
     if stacked:
         own = tuple(a for i, a in enumerate(axes) if i != dim)
         return AxisSpec(
