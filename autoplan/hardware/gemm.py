@@ -3,7 +3,7 @@
 Priors only: a measured grid in the profile replaces them. Shape of the curves: a GPU computes a
 product in tiles of about 128 x 128, one per multiprocessor at a time, so too few tiles leave
 multiprocessors idle; ragged edges waste part of a tile; a short contracted axis does not cover the
-start and end of a tile.
+end of a tile, when its result is written while nothing is multiplied.
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ __all__ = ["GemmShape", "attention_flops", "attention_prior", "gemm_prior", "siz
 
 TILE = 128
 EDGE = 16  # smallest granularity of the kernels' tiles
-HALF_DEPTH = 64  # contracted size at which half of the ceiling is reached (assumed)
+HALF_DEPTH = 64  # contracted size at which half of the ceiling is reached on a CPU (assumed)
+EPILOGUE = 1.0  # share of writing a product's result that no multiplication covers (fitted: 0.5 to 3)
 HALF_KEYS = 256  # the same for keys in attention (assumed; FlashAttention-2, figures 4 to 6)
 BACKWARD_FLOPS = 2.5  # of forward; FlashAttention-2 (Dao, 2023), section 4.1
 
@@ -44,16 +45,22 @@ def _occupancy(tiles: Any, units: int) -> Any:
     return tiles / (tiles + units / 2)
 
 
-def gemm_prior(batch: Any, m: Any, n: Any, k: Any, *, ceiling: float, units: int) -> Any:
+def gemm_prior(
+    batch: Any, m: Any, n: Any, k: Any, *, ceiling: float, units: int, balance: float = HALF_DEPTH
+) -> Any:
     """Fraction of peak for ``batch`` products of (m, k) by (k, n).
+
+    A GPU writes a result of 16 bits with its multipliers idle: 2 m n k / peak + 2 m n / bandwidth, so half
+    of the ceiling is reached at k = peak / bandwidth.
 
     Args:
         ceiling: fraction reached by large products.
         units: multiprocessors of the device; 0 for a CPU, whose tiles are too small to matter.
+        balance: peak over memory bandwidth, FLOP a byte.
     """
-    depth = k / (k + HALF_DEPTH)
     if not units:
-        return ceiling * depth
+        return ceiling * k / (k + HALF_DEPTH)
+    depth = k / (k + EPILOGUE * balance)
     edges = (m / (-(-m // EDGE) * EDGE)) * (n / (-(-n // EDGE) * EDGE))
     tiles = batch * -(-m // TILE) * -(-n // TILE)
     return ceiling * depth * edges * _occupancy(tiles, units)

@@ -1,0 +1,1 @@
+"""Prices of configurations written by hand, from a transformer's dimensions: thousands in one call."""

@@ -1,0 +1,79 @@
+"""Bytes that a layer keeps for backward on one rank, for one micro-batch.
+
+Korthikanti et al., 2022, section 4, told apart by tensor so that grouped queries, gated MLPs, experts
+and latent attention have their places. T tokens, t = tp, z = t with sequence parallel, else 1:
+
+    norms            in and out of both                          8 T h / z
+    attention        q, k, v and the output                      2 T d (2 a + 2 g) / t
+    scores           only unfused: softmax, mask, dropped        5 b a s s / t (without dropout 2)
+    MLP              its hidden values before and after          (4 or 6) T f / t
+    masks            with dropout                                2 T h / z
+
+With h wide, a = g heads and f = 4 h this is their s b h (34 + 5 a s / h).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from autoplan.cost.transformer.configuration import Configuration, Recompute
+from autoplan.cost.transformer.shape import Transformer
+from autoplan.cost.transformer.software import Software
+
+__all__ = ["ends_saved_bytes", "layer_saved_bytes", "whole_layer_bytes"]
+
+
+def layer_saved_bytes(shape: Transformer, c: Configuration, software: Software, *, mixture: bool) -> Any:
+    """What stays until backward: all of it, without attention's core, or only the layer's input."""
+    rows = c.tokens * shape.hidden / c.sequence_cut
+    recompute = np.asarray(c.recompute)
+    kept = whole_layer_bytes(shape, c, software, mixture=mixture)
+    scores = _scores_bytes(shape, c, software)
+    return np.where(
+        recompute == Recompute.FULL,
+        2.0 * rows,
+        kept - np.where(recompute == Recompute.SELECTIVE, scores, 0.0),
+    )
+
+
+def whole_layer_bytes(shape: Transformer, c: Configuration, software: Software, *, mixture: bool) -> Any:
+    """Everything that one layer keeps when nothing is run again."""
+    drop = 2 if software.dropout else 0
+    rows = c.tokens * shape.hidden / c.sequence_cut
+    total = (8 + drop) * rows + _attention_bytes(shape, c) + _scores_bytes(shape, c, software)
+    gate = 4 + 2 * np.asarray(shape.gated, dtype=float)
+    if not mixture:
+        return total + gate * c.tokens * shape.ffn / c.tp
+    copies = c.tokens / c.tp * shape.experts_per_token * c.etp
+    width = shape.expert_ffn / c.etp
+    routed = copies * (2 * shape.hidden + gate * width)
+    logits = 12 * c.tokens / c.sequence_cut * shape.experts
+    return total + routed + logits + gate * c.tokens * shape.shared_ffn / c.tp
+
+
+def _attention_bytes(shape: Transformer, c: Configuration) -> Any:
+    heads = shape.heads / c.tp
+    if shape.mla is None:
+        columns = (2 * heads + 2 * np.maximum(shape.key_heads / c.tp, 1)) * shape.head_size
+        return 2 * c.tokens * columns + 4 * c.tokens * heads
+    m = shape.mla
+    ranks = 2 * (m.query_rank + m.key_rank + m.rotary) / c.sequence_cut
+    columns = heads * (2 * (m.plain + m.rotary) + 2 * m.value)
+    return 2 * c.tokens * (columns + ranks) + 4 * c.tokens * heads
+
+
+def _scores_bytes(shape: Transformer, c: Configuration, software: Software) -> Any:
+    scores = c.micro_batch * shape.heads / c.tp * c.seq / c.cp * c.seq
+    return np.where(c.flash, 0.0, (5 if software.dropout else 2) * scores)
+
+
+def ends_saved_bytes(shape: Transformer, c: Configuration, software: Software) -> tuple[Any, Any]:
+    """Of the embedding (dropout's mask) and of the last norm, the logits and the loss.
+
+    Logits: 16 bits, and 32 bits of the loss, where their softmax and then their gradient take place.
+    """
+    rows = c.tokens * shape.hidden / c.sequence_cut
+    first = (1 if software.dropout else 0) * rows
+    return first, 4 * rows + 6 * c.tokens * shape.vocabulary / c.tp

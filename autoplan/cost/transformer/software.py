@@ -1,0 +1,82 @@
+"""What a training program does beyond its configuration: fusions, overlap, and what backward keeps.
+
+Structure only, from each program's documentation and source; how fast a machine does it is the
+profile's business.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+__all__ = ["SOFTWARE", "Software"]
+
+
+@dataclass(frozen=True, slots=True)
+class Software:
+    """One kind of training program.
+
+    Args:
+        name: how it is called in tables and on the command line.
+        eager: each op is issued by Python while the device waits if it is faster; False under CUDA
+            graphs or a compiler that issues whole steps.
+        dropout: activations are dropped at random, and the masks kept.
+        overlap_tp: tensor-parallel collectives run in pieces beside the products that need them.
+        overlap_dp: gradients are reduced, and parameters gathered, beside backward and forward.
+        overlap_pp: sends between stages run beside compute.
+        overlap_ep: tokens travel to experts and back beside the products of another micro-batch.
+        deduplicated: a token travels once to each node (or, within one, to each rank) that has some of its
+            experts (DeepEP, HybridEP), not once to each expert.
+        routed_in_graph: also layers with experts are graphs of the device, whatever the data.
+        fused_loss: cross-entropy is one kernel that keeps only its gradient in 16 bit.
+        recomputes_memory_bound: selective recomputation covers all that is no product (XLA's policies).
+        attention: speed of its fused attention over the best that the device has.
+        gradient_bytes: of an element as it travels.
+        main_gradients: gradients add up in 32 bit.
+        partition_gradients: ZeRO copies its share of the gradients to 32 bit before the step (DeepSpeed).
+    """
+
+    name: str
+    eager: bool = True
+    dropout: bool = False
+    overlap_tp: bool = False
+    overlap_dp: bool = False
+    overlap_pp: bool = False
+    overlap_ep: bool = False
+    deduplicated: bool = False
+    routed_in_graph: bool = False
+    fused_loss: bool = False
+    recomputes_memory_bound: bool = False
+    attention: float = 1.0
+    gradient_bytes: int = 2
+    main_gradients: bool = True
+    partition_gradients: bool = False
+
+
+SOFTWARE: dict[str, Software] = {
+    s.name: s
+    for s in (
+        # Megatron-LM as of SC21: 1F1B with synchronous sends, one all-reduce of 16-bit gradients at the end.
+        Software("megatron", dropout=True),
+        # Megatron-DeepSpeed: the same layers; gradients stay in 16 bit with fp16.
+        Software("megatron-deepspeed", dropout=True, main_gradients=False, partition_gradients=True),
+        # Megatron-Core, NeMo and Megatron-Bridge recipes: everything overlaps, whole layers are graphs.
+        Software(
+            "megatron-core", eager=False, overlap_tp=True, overlap_dp=True, overlap_pp=True, fused_loss=True
+        ),
+        # The same without any overlap, as tests of single features run it.
+        Software("megatron-core-plain", fused_loss=True, gradient_bytes=4),
+        # torch FSDP in eager mode (Composer, torchtitan without compile, Accelerate).
+        Software("fsdp", overlap_dp=True, attention=0.5),
+        # JAX under XLA (MaxText, Paxml): one compiled step.
+        Software(
+            "xla",
+            eager=False,
+            overlap_tp=True,
+            overlap_dp=True,
+            overlap_pp=True,
+            fused_loss=True,
+            recomputes_memory_bound=True,
+        ),
+    )
+}
+"""Every kind by name."""
