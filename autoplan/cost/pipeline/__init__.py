@@ -13,9 +13,10 @@ from autoplan.cost.pipeline.activations import (
     peak_in_flight,
 )
 from autoplan.cost.pipeline.chrome_trace import step_trace
+from autoplan.cost.pipeline.compiler import compiled
 from autoplan.cost.pipeline.events import Event, step_events
 from autoplan.cost.pipeline.order import Action, Order, Pass
-from autoplan.cost.pipeline.program import Program, compiled
+from autoplan.cost.pipeline.program import Program
 from autoplan.cost.pipeline.schedules import SCHEDULES, pipeline_order, schedule_rule
 from autoplan.cost.pipeline.simulation import RankParts, Simulation, StageSeconds, simulate, step_times_s
 from autoplan.cost.pipeline.streams import LayerSeconds, StreamOp, StreamRun, pass_ops, run_streams

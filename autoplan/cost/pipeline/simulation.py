@@ -116,7 +116,8 @@ class Simulation:
         """The step of each rank by cause."""
         program = self.program
         start, end = self.start_s, self.end_s
-        sent = start if program.exposed_sends else end[program.ready]
+        # An overlapped send is ready to travel once its pass has ended; an exposed one when both ends are there.
+        sent = start if program.exposed_sends else end[program.second]
         rows = []
         comm = _comm_table(program, self.seconds)
         for rank, nodes in enumerate(program.passes):
