@@ -1,12 +1,13 @@
-"""``autoplan profile``: measure this machine, or look at the profiles that are known."""
+"""``autoplan profile``: measure this machine, import what other tools measured, look at profiles."""
 
 from __future__ import annotations
 
 import argparse
 import json
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from autoplan.cli.profile_measure import add_options, measure
+from autoplan.cli import profile_import, profile_look, profile_measure
 from autoplan.errors import InputError
 
 if TYPE_CHECKING:
@@ -22,71 +23,79 @@ stopped when it is run again.
   autoplan profile --nproc 4               measure with 4 ranks of this machine
   torchrun ... -m autoplan profile         the same on ranks that are already running, on any number of nodes
   autoplan profile list                    the profiles that are known
-  autoplan profile show h100-sxm           the figures of one, with their sources
+  autoplan profile show h100-sxm           the figures of one, with their sources and curves
+  autoplan profile diff a100-80-sxm mine   what two of them say differently
+  autoplan profile schema                  the JSON Schema of a profile
+  autoplan profile import nccl-tests all_reduce.txt --into mine --level nvlink
+  autoplan profile import kineto trace.json --into mine
 """
+
+_OPERANDS = {
+    "measure": "",
+    "list": "",
+    "show": "NAME",
+    "diff": "A B",
+    "schema": "",
+    "import": "TOOL FILE",
+}
 
 
 def add_parser(subparsers: Any) -> None:
     """Add the command and its options."""
     parser = subparsers.add_parser(
         "profile",
-        help="measure this machine, or list and show hardware profiles",
+        help="measure this machine, import measurements, list, show and compare hardware profiles",
         description=_DESCRIPTION,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("action", nargs="?", default="measure", choices=("measure", "list", "show"))
-    parser.add_argument("profile", nargs="?", help="name or file of the profile to show")
-    add_options(parser)
-    parser.add_argument("--json", action="store_true", help="print JSON instead of tables")
+    parser.add_argument("action", nargs="?", default="measure", choices=tuple(_OPERANDS))
+    parser.add_argument("operands", nargs="*", help="what to show, compare or import")
+    profile_measure.add_options(parser)
+    profile_look.add_options(parser)
+    profile_import.add_options(parser)
+    parser.add_argument("--json", action="store_true", help="print JSON instead of text")
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
     """Do what ``args`` ask for; returns the exit status. Raises AutoplanError."""
-    if args.action != "show" and args.profile is not None:
-        raise InputError("profile", args.profile, "nothing more", f"did you mean `show {args.profile}`?")
+    words = _checked(args.action, args.operands)
     if args.action == "list":
-        return _list(args.json)
+        return profile_look.list_profiles(args.json)
     if args.action == "show":
-        return _show(args.profile, args.json)
+        return profile_look.show(words[0], args.json, args.html)
+    if args.action == "diff":
+        return profile_look.diff(words[0], words[1], args.threshold, args.json)
+    if args.action == "schema":
+        return profile_look.schema()
+    if args.action == "import":
+        return profile_import.import_file(words[0], Path(words[1]), args)
     return _measure(args)
 
 
-def _list(as_json: bool) -> int:
-    from autoplan.hardware import Cluster, known_profiles
-
-    rows = [(name, path, Cluster.load(path).description) for name, path in sorted(known_profiles().items())]
-    if as_json:
-        keys = ("name", "path", "description")
-        print(json.dumps([dict(zip(keys, map(str, row), strict=True)) for row in rows]))
-        return 0
-    width = max((len(name) for name, _, _ in rows), default=0)
-    for name, _, description in rows:
-        print(f"{name:{width}}  {description}")
-    return 0
-
-
-def _show(name: str | None, as_json: bool) -> int:
-    from autoplan.hardware import Cluster
-
-    if name is None:
-        raise InputError("profile", None, "the name of a profile", "see `autoplan profile list`")
-    cluster = Cluster.load(name)
-    if as_json:
-        print(json.dumps(_as_json(cluster)))
-        return 0
-    _print_tables(cluster)
-    for key, source in cluster.sources.items():
-        print(f"{key}: {source}")
-    return 0
+def _checked(action: str, words: list[str]) -> list[str]:
+    """As many words as the action takes."""
+    wanted = _OPERANDS[action].split()
+    if len(words) == len(wanted):
+        return words
+    if not wanted:
+        raise InputError("profile", " ".join(words), "nothing more", f"did you mean `show {words[0]}`?")
+    usage = f"`autoplan profile {action} {_OPERANDS[action]}`"
+    expected = {"show": "the name of a profile", "diff": "the names of two profiles"}
+    raise InputError(
+        "profile",
+        " ".join(words) or None,
+        expected.get(action, f"one of {', '.join(profile_import.TOOLS)}, and a file"),
+        f"try {usage}; see `autoplan profile list`",
+    )
 
 
 def _measure(args: argparse.Namespace) -> int:
-    done = measure(args)
+    done = profile_measure.measure(args)
     if done is None:
         return 0
     if args.json:
-        told = {"path": str(done.path), "seconds": done.seconds, **_as_json(done.cluster)}
+        told = {"path": str(done.path), "seconds": done.seconds, **profile_look.as_json(done.cluster)}
         print(json.dumps(told), flush=True)
         return 0
     _print_tables(done.cluster)
@@ -105,14 +114,3 @@ def _print_tables(cluster: Cluster) -> None:
     console = Console()
     for table in profile_tables(cluster, other):
         console.print(table)
-
-
-def _as_json(cluster: Cluster) -> dict[str, Any]:
-    import msgspec
-
-    return {
-        "name": cluster.name,
-        "world_size": cluster.world_size,
-        "node_size": cluster.node_size,
-        "profile": msgspec.to_builtins(cluster),
-    }

@@ -36,7 +36,9 @@ def check_device_tables(check: Checker, device: Device) -> None:
         "attention": device.attention,
     }
     for name, entries in tables.items():
-        check.distinct(f"device.{name}", [(t.dtype, getattr(t, "causal", None)) for t in entries])
+        by_source = [(t.dtype, t.source) for t in entries]
+        by_kind = [(t.dtype, t.causal) for t in device.attention]
+        check.distinct(f"device.{name}", by_kind if name == "attention" else by_source)
         for index, table in enumerate(entries):
             field = f"device.{name}[{index}]"
             if table.dtype not in device.peak_flops:

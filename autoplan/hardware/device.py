@@ -59,7 +59,8 @@ class Device(
         host: the link to the host's memory, if known.
         source: for each figure above, a key of the profile's ``sources``.
         spread, noisy: of measured figures, by name: spread of the samples, and those not to trust.
-        gemm, batched_gemm, memory, attention: measured tables, which replace the fractions.
+        gemm, batched_gemm, memory, attention: measured tables, which replace the fractions; of two
+            tables of one dtype with the same sizes the later counts.
     """
 
     name: str
@@ -135,11 +136,20 @@ class Device(
             return batched(batch, m, n, k)
         if grid := self._gemm_grids.get(dtype):
             rate = grid(m, n, k)
+            if self.compute_units:
+                rate = rate * self._gemm_prior_rate(batch, m, n, k, dtype)
             if batched is None or not isinstance(batch, np.ndarray):
                 return rate
             return np.where(batch > 1, batched(batch, m, n, k), rate)
+        return self._gemm_prior_rate(batch, m, n, k, dtype)
+
+    def _gemm_prior_rate(self, batch: Any, m: Any, n: Any, k: Any, dtype: str) -> Any:
         ceiling = self.gemm_efficiency.get(dtype, 1.0)
-        return self.peak(dtype) * gemm_prior(batch, m, n, k, ceiling=ceiling, units=self.compute_units)
+        peak = self.peak(dtype)
+        balance = peak / self.memory_bytes_per_s
+        return peak * gemm_prior(
+            batch, m, n, k, ceiling=ceiling, units=self.compute_units, balance=balance
+        )
 
     def _attention_rate(
         self, batch: Any, m: Any, n: Any, k: Any, dtype: str, causal: bool, backward: bool
@@ -157,14 +167,22 @@ class Device(
 
     @cached_property
     def _gemm_grids(self) -> dict[str, LogGrid]:
-        return {t.dtype: LogGrid([(p.m, p.n, p.k, p.flops_per_s) for p in t.points]) for t in self.gemm}
+        """Measured rates; on a GPU over what ``gemm_prior`` gives, whose tiles and waves lie between points."""
+        points: dict[str, dict[tuple[int, int, int], float]] = {}
+        for table in self.gemm:
+            rates = points.setdefault(table.dtype, {})
+            for p in table.points:
+                prior = self._gemm_prior_rate(1, p.m, p.n, p.k, table.dtype) if self.compute_units else 1.0
+                rates[p.m, p.n, p.k] = p.flops_per_s / prior
+        return {dtype: LogGrid([(*sizes, r) for sizes, r in rates.items()]) for dtype, rates in points.items()}
 
     @cached_property
     def _batched_gemm_grids(self) -> dict[str, LogGrid]:
-        return {
-            t.dtype: LogGrid([(p.batch, p.m, p.n, p.k, p.flops_per_s) for p in t.points])
-            for t in self.batched_gemm
-        }
+        points: dict[str, dict[tuple[int, int, int, int], float]] = {}
+        for table in self.batched_gemm:
+            for p in table.points:
+                points.setdefault(table.dtype, {})[p.batch, p.m, p.n, p.k] = p.flops_per_s
+        return {dtype: LogGrid([(*sizes, r) for sizes, r in rates.items()]) for dtype, rates in points.items()}
 
     @cached_property
     def _attention_grids(self) -> dict[tuple[str, bool, bool], LogGrid]:
