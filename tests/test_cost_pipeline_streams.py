@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from autoplan.cost.pipeline import LayerSeconds, StreamOp, StreamRun, pass_ops, run_streams
+from autoplan.cost.pipeline import LayerSeconds, StreamOp, StreamRun, pass_ops, run_streams, together_s
 from autoplan.errors import InputError
 
 SECONDS = st.integers(0, 40).map(lambda n: n / 8)
@@ -79,6 +80,14 @@ def test_one_op_on_each_stream(compute: float, beside: float, slowdowns: tuple[f
         both = beside / (1 - u_n)
         alone = compute - both * (1 - u_c)
     assert run.total_s == pytest.approx(both + alone)
+    assert together_s(compute, beside, u_c, u_n) == pytest.approx(run.total_s)
+
+
+def test_many_pairs_of_ops_at_once() -> None:
+    both = together_s([[1.0, 2.0]], [[4.0], [1.0]], 0.25, 0.5)
+    assert both == pytest.approx(
+        np.array([[1 + 4 - 0.25 / 0.75, 2 + 4 - 0.5 / 0.75], [2 - 0.25 / 0.75, 3 - 0.5]])
+    )
 
 
 def test_fsdp_gathers_ahead_and_holds_two_layers() -> None:

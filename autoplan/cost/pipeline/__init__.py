@@ -19,7 +19,14 @@ from autoplan.cost.pipeline.order import Action, Order, Pass
 from autoplan.cost.pipeline.program import Program
 from autoplan.cost.pipeline.schedules import SCHEDULES, pipeline_order, schedule_rule
 from autoplan.cost.pipeline.simulation import RankParts, Simulation, StageSeconds, simulate, step_times_s
-from autoplan.cost.pipeline.streams import LayerSeconds, StreamOp, StreamRun, pass_ops, run_streams
+from autoplan.cost.pipeline.streams import (
+    LayerSeconds,
+    StreamOp,
+    StreamRun,
+    pass_ops,
+    run_streams,
+    together_s,
+)
 
 __all__ = [
     "SCHEDULES",
@@ -47,4 +54,5 @@ __all__ = [
     "step_events",
     "step_times_s",
     "step_trace",
+    "together_s",
 ]

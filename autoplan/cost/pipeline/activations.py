@@ -13,7 +13,7 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from autoplan.cost.pipeline.order import Action, Order, Pass
+from autoplan.cost.pipeline.order import Action, Pass
 from autoplan.cost.pipeline.schedules import pipeline_order
 from autoplan.cost.pipeline.simulation import Simulation
 
@@ -53,7 +53,7 @@ def peak_activation_bytes(
     Args:
         chunk_bytes: what the forward of one micro-batch leaves on each chunk; shape (chunks,) or
             (chunks, plans).
-        weight_bytes: what of it is still kept between the two halves of a backward; all of it if None.
+        weight_bytes: what is kept between the two halves of a backward; as much as ``chunk_bytes`` if None.
     """
     order = pipeline_order(schedule, pp, vpp, micro_batches)
     whole = np.asarray(chunk_bytes, dtype=float)
@@ -93,29 +93,36 @@ def memory_curves(
 
 @lru_cache(maxsize=64)
 def _held(schedule: str, pp: int, vpp: int, micro_batches: int) -> tuple[Floats, ...]:
-    """For each rank, what it keeps while each action runs, each different state once.
+    """For each rank, what it keeps at the moments when it may keep the most: before it frees something.
 
-    Shape (states, 2 · chunks of the rank): forwards kept whole by chunk, then those kept for their
-    weight half.
+    Each different state once; shape (states, 2 · chunks of the rank): forwards kept whole by chunk, then
+    those kept for their weight half.
     """
     order = pipeline_order(schedule, pp, vpp, micro_batches)
-    return tuple(np.unique(_states(order, actions), axis=0) for actions in order.ranks)
+    return tuple(
+        _states(actions, chunks) for actions, chunks in zip(order.ranks, order.chunks_of, strict=True)
+    )
 
 
-def _states(order: Order, actions: tuple[Action, ...]) -> Floats:
-    chunks = sorted({action.chunk for action in actions})
-    column = {chunk: k for k, chunk in enumerate(chunks)}
-    gains = np.zeros((len(actions), 2 * len(chunks)))  # when the action starts
-    drops = np.zeros_like(gains)  # when it has ended
-    for row, (chunk, kind, _, _) in enumerate(actions):
-        whole, half = column[chunk], column[chunk] + len(chunks)
-        match kind:
-            case Pass.FORWARD:
-                gains[row, whole] = 1
-            case Pass.BACKWARD:
-                drops[row, whole] = 1
-            case Pass.INPUT:
-                drops[row, whole], drops[row, half] = 1, -1
-            case Pass.WEIGHT:
-                drops[row, half] = 1
-    return gains.cumsum(axis=0) - drops.cumsum(axis=0) + drops
+def _states(actions: tuple[Action, ...], chunks: tuple[int, ...]) -> Floats:
+    held = [0] * (2 * len(chunks))
+    whole = {chunk: place for place, chunk in enumerate(chunks)}
+    found: dict[tuple[int, ...], None] = {}  # a set that keeps its order
+    grew = False
+    for chunk, kind, _, _ in actions:
+        place = whole[chunk]
+        if kind is Pass.FORWARD:
+            held[place] += 1
+            grew = True
+            continue
+        if grew:
+            found[tuple(held)] = None
+            grew = False
+        if kind is Pass.WEIGHT:
+            held[place + len(chunks)] -= 1
+        else:
+            held[place] -= 1
+            if kind is Pass.INPUT:
+                held[place + len(chunks)] += 1
+                grew = True  # the gradients that the weight half needs may be more than what is free
+    return np.array(list(found), dtype=float)

@@ -16,9 +16,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
 from autoplan.errors import InputError
 
-__all__ = ["LayerSeconds", "StreamOp", "StreamRun", "pass_ops", "run_streams"]
+__all__ = ["LayerSeconds", "StreamOp", "StreamRun", "pass_ops", "run_streams", "together_s"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,6 +114,28 @@ def pass_ops(layers: Sequence[LayerSeconds], gathered_at_once: int = 2) -> list[
         if layer.scatter_s > 0:
             ops.append(StreamOp(f"scatter {index}", layer.scatter_s, True, after=(done[-1],)))
     return ops
+
+
+def together_s(
+    compute_s: ArrayLike,
+    beside_s: ArrayLike,
+    compute_slowdown: float = 0.0,
+    communication_slowdown: float = 0.0,
+) -> NDArray[np.float64]:
+    """Seconds until both are done when compute and communication start together; of any shape.
+
+    What ``run_streams`` gives for one op on each stream: with c and n their seconds alone, they share
+    t = min(c / (1 - u_c), n / (1 - u_n)), in which (1 - u_c) t of c and (1 - u_n) t of n are done, so
+
+        c + n - (1 - u_c - u_n) t
+    """
+    c, n = np.asarray(compute_s, dtype=float), np.asarray(beside_s, dtype=float)
+    u, w = compute_slowdown, communication_slowdown
+    shared = np.minimum(
+        c / (1 - u) if u < 1 else np.where(c > 0, np.inf, 0.0),
+        n / (1 - w) if w < 1 else np.where(n > 0, np.inf, 0.0),
+    )
+    return c + n - shared * (1 - u - w)
 
 
 def run_streams(
