@@ -14,6 +14,7 @@ import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import fx
 
 from autoplan.errors import TraceError
@@ -58,7 +59,19 @@ class _Cutter:
         self.free: set[fx.Node] = set()
         self.position: dict[fx.Node, int] = {}
         self.calls: list[fx.Node] = []
+        self._copy_what_blocks_read()
         self._classify()
+
+    def _copy_what_blocks_read(self) -> None:
+        """A parameter that blocks are given becomes a result of the unit before: a copy, which may outlive it."""
+        copies: dict[fx.Node, fx.Node] = {}
+        for call in [node for node in self.graph.nodes if node.target is self.is_block]:
+            for source in [n for n in call.all_input_nodes if n.meta.get("parameter")]:
+                if source not in copies:
+                    with self.graph.inserting_before(call):
+                        copies[source] = self.graph.call_function(torch.ops.aten.clone.default, (source,))
+                    copies[source].meta["val"] = source.meta["val"]
+                call.replace_input_with(source, copies[source])
 
     def _classify(self) -> None:
         parameter_only: list[fx.Node] = []

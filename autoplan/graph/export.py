@@ -11,9 +11,10 @@ its ``get_attr`` and the ``copy_`` carry ``meta["updated"]``.
 
 from __future__ import annotations
 
+import contextlib
 import operator
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,9 +22,12 @@ from typing import Any
 import torch
 from torch import fx, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.distributions import Distribution
 from torch.export.graph_signature import InputKind, OutputKind
 
 from autoplan.errors import AutoplanError, TraceError
+from autoplan.graph.functions import kept_functions
+from autoplan.graph.layer_drop import NoLayerDrop
 from autoplan.graph.substitute import substitute
 
 __all__ = ["CleanGraph", "export_clean", "not_captured"]
@@ -68,8 +72,14 @@ def export_clean(
         TraceError: torch.export cannot capture the module, or it changes one of its inputs in place.
     """
     try:
-        with mode:
+        with (
+            mode,
+            NoLayerDrop(path or type(module).__name__),
+            _unvalidated_distributions(),
+            kept_functions(),
+        ):
             program = torch.export.export(module, args, kwargs, strict=False)
+        with mode:
             if _mutates(program.graph):
                 program = program.run_decompositions({})
     except AutoplanError:
@@ -86,17 +96,26 @@ def export_clean(
     return _clean(program, path, root, outputs)
 
 
+@contextlib.contextmanager
+def _unvalidated_distributions() -> Iterator[None]:
+    """Checks of a distribution's arguments look at their values, and change no result."""
+    before = Distribution._validate_args
+    Distribution.set_default_validate_args(False)
+    try:
+        yield
+    finally:
+        Distribution.set_default_validate_args(before)
+
+
 def not_captured(path: str, error: Exception) -> TraceError:
     """What to say when torch cannot run the module at ``path`` on fake tensors."""
     place = _source_line(error)
-    way_round = "make its shapes and its branches independent of data"
-    if "drop" in place.rpartition(": ")[2]:
-        way_round = "set the model's layer drop to 0: which layers run must not be drawn at random"
+    where = f", at {place}" if place else ""
     return TraceError(
         path,
         _first_line(error),
         "a module that torch.export captures",
-        f"{way_round}{f', at {place}' if place else ''}",
+        f"make its shapes and its branches independent of data{where}",
     )
 
 
@@ -205,7 +224,8 @@ def _constant(value: Any, node: fx.Node, graph: fx.Graph, name: str) -> fx.Node:
             name,
             f"a constant tensor of shape {tuple(value.shape)}",
             "only parameters, buffers, and what forward makes from its inputs",
-            f"register it: self.register_buffer({name.rpartition('.')[2]!r}, tensor, persistent=False)",
+            f"register it: self.register_buffer({name.rpartition('.')[2]!r}, tensor, persistent=False); "
+            "if forward draws it anew with numpy (SpecAugment does), switch that off",
         )
     arguments = (list(value.shape), value.item())
     made = graph.call_function(_aten.full.default, arguments, {"dtype": value.dtype, "device": value.device})

@@ -41,8 +41,10 @@ class Repeat:
 def find_repeats(model: nn.Module) -> list[Repeat]:
     """The repeated blocks of ``model``, outermost first; a block inside a block is not reported.
 
-    A sibling counts only if it has parameters and submodules of its own (a bare ``Linear`` is an op,
-    not a block), and if it shares no parameter with the rest of the model.
+    A sibling counts only if it has a forward, parameters and submodules of its own (a bare ``Linear`` is an op,
+    not a block), and if it shares no parameter with the rest of the model. One that differs from its siblings (T5's
+    first layer, which has the position bias) is a repeat of one copy if it has siblings of its class and holds no
+    copies of a block itself.
     """
     shared = _shared_parameters(model)
     repeats: list[Repeat] = []
@@ -56,14 +58,24 @@ def _visit(module: nn.Module, path: str, shared: set[int], repeats: list[Repeat]
         copies, counters = _copies(module, shared)
         classes = Counter(type(module._modules[name]) for names in copies.values() for name in names)
         for names in copies.values():
-            if classes[type(module._modules[names[0]])] > 1:
-                folded.update(names)
-                paths = tuple(f"{path}.{name}" if path else name for name in names)
-                modules = tuple(module._modules[name] for name in names)
-                repeats.append(Repeat(paths, modules, counters))  # type: ignore[arg-type]
+            first = module._modules[names[0]]
+            assert first is not None
+            if len(names) == 1 and (classes[type(first)] == 1 or _holds_copies(first, shared)):
+                continue
+            folded.update(names)
+            paths = tuple(f"{path}.{name}" if path else name for name in names)
+            modules = tuple(module._modules[name] for name in names)
+            repeats.append(Repeat(paths, modules, counters))  # type: ignore[arg-type]
     for name, child in module.named_children():
         if name not in folded:
             _visit(child, f"{path}.{name}" if path else name, shared, repeats)
+
+
+def _holds_copies(module: nn.Module, shared: set[int]) -> bool:
+    """Whether a module holds copies of a block itself, as a stage of a vision model holds its layers."""
+    inner: list[Repeat] = []
+    _visit(module, "", shared, inner)
+    return any(len(repeat.paths) > 1 for repeat in inner)
 
 
 def _copies(container: nn.Module, shared: set[int]) -> tuple[dict[Any, list[str]], frozenset[str]]:
@@ -71,7 +83,8 @@ def _copies(container: nn.Module, shared: set[int]) -> tuple[dict[Any, list[str]
     children = [
         (name, child)
         for name, child in container.named_children()
-        if next(child.children(), None) is not None
+        if type(child).forward is not nn.Module.forward
+        and next(child.children(), None) is not None
         and next(child.parameters(), None) is not None
         and not any(id(p) in shared for p in child.parameters())
     ]

@@ -17,10 +17,11 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from autoplan.errors import ModelError, TraceError
 from autoplan.graph.analysis import analyse
 from autoplan.graph.bands import Band
+from autoplan.graph.called_again import count_calls, with_called_again
 from autoplan.graph.causal import free_bands, use_bands
 from autoplan.graph.chain import Chain, Link, cut_chain
 from autoplan.graph.export import CleanGraph, export_clean
-from autoplan.graph.fold import find_repeats
+from autoplan.graph.fold import Repeat, find_repeats
 from autoplan.graph.gpu_kernels import DeviceKind
 from autoplan.graph.ir import Block, ModelGraph, Unit
 from autoplan.graph.loss_weight import find_weight, mean_nodes
@@ -64,12 +65,12 @@ def trace(
         ModelError: the batch or the loss is not of the form above.
     """
     dtype = None if precision is None else getattr(torch, precision.compute_dtype)
-    skeleton = build_skeleton(model, find_repeats(model) if fold else [], dtype)
     names, tensors, spec = flatten_batch(batch)
-    step = _Step(skeleton.module, spec, loss)
-    skeleton.reset()
-    fakes = tuple(_fake_input(tensor, dtype, skeleton.mode) for tensor in tensors)
-    outer = export_clean(step, fakes, {}, skeleton.mode, type(model).__name__, root="model.")
+    repeats = find_repeats(model) if fold else []
+    skeleton, fakes, outer, counts = _export_skeleton(model, repeats, tensors, spec, loss, dtype)
+    more = with_called_again(model, repeats, counts) if fold else repeats
+    if len(more) > len(repeats):
+        skeleton, fakes, outer, _ = _export_skeleton(model, more, tensors, spec, loss, dtype)
     _rename_inputs(outer, names)
     described = functools.partial(analyse, mode=skeleton.mode, device=device, routing=routing)
     builder = _Builder(outer, skeleton, model, described)
@@ -77,6 +78,24 @@ def trace(
         n: (tuple(t.shape), str(t.dtype).removeprefix("torch.")) for n, t in zip(names, fakes, strict=True)
     }
     return builder.build(name or type(model).__name__, int(tensors[0].shape[0]), shapes)
+
+
+def _export_skeleton(
+    model: nn.Module,
+    repeats: list[Repeat],
+    tensors: list[Tensor],
+    spec: pytree.TreeSpec,
+    loss: Loss | None,
+    dtype: torch.dtype | None,
+) -> tuple[Skeleton, tuple[Tensor, ...], CleanGraph, Counter[str]]:
+    """The model with stubs for ``repeats``, its inputs, its graph, and how often its modules are called."""
+    skeleton = build_skeleton(model, repeats, dtype)
+    step = _Step(skeleton.module, spec, loss)
+    skeleton.reset()
+    fakes = tuple(_fake_input(tensor, dtype, skeleton.mode) for tensor in tensors)
+    with count_calls(skeleton.module) as counts:
+        outer = export_clean(step, fakes, {}, skeleton.mode, type(model).__name__, root="model.")
+    return skeleton, fakes, outer, counts
 
 
 def flatten_batch(batch: Any) -> tuple[list[str], list[Tensor], pytree.TreeSpec]:
