@@ -147,9 +147,7 @@ class Device(
         ceiling = self.gemm_efficiency.get(dtype, 1.0)
         peak = self.peak(dtype)
         balance = peak / self.memory_bytes_per_s
-        return peak * gemm_prior(
-            batch, m, n, k, ceiling=ceiling, units=self.compute_units, balance=balance
-        )
+        return peak * gemm_prior(batch, m, n, k, ceiling=ceiling, units=self.compute_units, balance=balance)
 
     def _attention_rate(
         self, batch: Any, m: Any, n: Any, k: Any, dtype: str, causal: bool, backward: bool
@@ -174,7 +172,9 @@ class Device(
             for p in table.points:
                 prior = self._gemm_prior_rate(1, p.m, p.n, p.k, table.dtype) if self.compute_units else 1.0
                 rates[p.m, p.n, p.k] = p.flops_per_s / prior
-        return {dtype: LogGrid([(*sizes, r) for sizes, r in rates.items()]) for dtype, rates in points.items()}
+        return {
+            dtype: LogGrid([(*sizes, r) for sizes, r in rates.items()]) for dtype, rates in points.items()
+        }
 
     @cached_property
     def _batched_gemm_grids(self) -> dict[str, LogGrid]:
@@ -182,7 +182,9 @@ class Device(
         for table in self.batched_gemm:
             for p in table.points:
                 points.setdefault(table.dtype, {})[p.batch, p.m, p.n, p.k] = p.flops_per_s
-        return {dtype: LogGrid([(*sizes, r) for sizes, r in rates.items()]) for dtype, rates in points.items()}
+        return {
+            dtype: LogGrid([(*sizes, r) for sizes, r in rates.items()]) for dtype, rates in points.items()
+        }
 
     @cached_property
     def _attention_grids(self) -> dict[tuple[str, bool, bool], LogGrid]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 from typing import Any
 
 import msgspec
@@ -28,13 +29,14 @@ def profile_schema() -> dict[str, Any]:
     definitions["HostLinkChanges"] = _all_optional(definitions["HostLink"])
     host = definitions["DeviceChanges"]["properties"]["host"]
     definitions["DeviceChanges"]["properties"]["host"] = _with_ref(host, "HostLink", "HostLinkChanges")
-    return {
+    schema = {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "title": "autoplan hardware profile",
         "description": "Format 2. Bytes, seconds, FLOP, watts and US dollars, without prefixes.",
         "oneOf": [cluster, {"$ref": "#/$defs/Changes"}, mix],
         "$defs": definitions,
     }
+    return json.loads(json.dumps(schema))  # defaults as JSON has them
 
 
 def _changes(definitions: dict[str, Any]) -> dict[str, Any]:

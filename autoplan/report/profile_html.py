@@ -40,6 +40,7 @@ def profile_html(cluster: Cluster) -> str:
 <h2>Curves</h2><div class="charts">
 {charts}
 </div>
+{_failed(cluster)}
 <h2>Figures</h2>
 {_figures(cluster)}
 <h2>Sources</h2>
@@ -136,6 +137,12 @@ def _figures(cluster: Cluster) -> str:
         )
     head = "<tr><th>figure</th><th>value</th><th>spread</th><th>kind</th><th>source</th></tr>"
     return f"<table>{head}{''.join(rows)}</table>"
+
+
+def _failed(cluster: Cluster) -> str:
+    """What could not be measured."""
+    rows = "".join(f"<li>{html.escape(f'{f.what}: {f.reason}')}</li>" for f in cluster.failed)
+    return f"<p>Not measured:</p><ul>{rows}</ul>" if rows else ""
 
 
 def _sources(cluster: Cluster) -> str:
