@@ -159,7 +159,7 @@ lines = st.one_of(
 )
 
 
-@settings(max_examples=300)
+@settings(max_examples=150)
 @given(st.lists(lines, max_size=5), st.booleans())
 def test_no_journal_makes_anything_but_our_own_error(
     tmp_path_factory: pytest.TempPathFactory, entries: list[bytes], headed: bool

@@ -79,7 +79,7 @@ def findings(failed: dict[str, str] | None = None, topology: Topology = TWO_LEVE
 
 def assembled(failed: dict[str, str] | None = None, topology: Topology = TWO_LEVELS) -> Cluster:
     return assemble(
-        "made-up", findings(failed, topology), measured_source(CPU, topology, visits=2, samples=2)
+        "made-up", findings(failed, topology), measured_source(CPU, topology, visits=2, samples=2, load=0.0)
     )
 
 

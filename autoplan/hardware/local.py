@@ -35,6 +35,7 @@ def local_profile(world_size: int) -> Cluster:
     if dist.is_available() and dist.is_initialized():
         return _together(world_size)
     from autoplan.hardware.measure import World, measure_cluster
+    from autoplan.hardware.measure_sizes import local_sizes
 
     device = World.here().device
     name = local_name(device.type, world_size)
@@ -42,7 +43,7 @@ def local_profile(world_size: int) -> Cluster:
         return cached
     _tell(f"measuring this machine with {world_size} ranks (once)")
     if world_size == 1:
-        return _kept(measure_cluster(name, quick=True))
+        return _kept(measure_cluster(name, sizes=local_sizes(device.type)))
     from autoplan.hardware.launch import spawn
 
     path = _path(name)
@@ -54,6 +55,7 @@ def _together(world_size: int) -> Cluster:
     import torch.distributed as dist
 
     from autoplan.hardware.measure import World, measure_cluster
+    from autoplan.hardware.measure_sizes import local_sizes
 
     world = World.here()
     if world_size != world.size:
@@ -68,7 +70,7 @@ def _together(world_size: int) -> Cluster:
         return parse_profile(box[0], name)
     if world.rank == 0:
         _tell(f"measuring this machine with {world_size} ranks (once)")
-    cluster = measure_cluster(name, quick=True)
+    cluster = measure_cluster(name, sizes=local_sizes(world.device.type))
     return _kept(cluster) if world.rank == 0 else cluster
 
 

@@ -79,8 +79,8 @@ def _cgroup(name: str) -> int | None:
     return int(text) if text.isdecimal() else None
 
 
-def measured_source(device: torch.device, topology: Topology, *, visits: int, samples: int) -> Source:
-    """The record of this measurement: when, with what, under which load."""
+def measured_source(device: torch.device, topology: Topology, *, visits: int, samples: int, load: float) -> Source:
+    """The record of this measurement: when, with what, under which load (of the last minute before it)."""
     versions = {"torch": str(torch.__version__), "python": platform.python_version()}
     if device.type == "cuda":
         versions["cuda"] = str(torch.version.cuda)
@@ -102,6 +102,6 @@ def measured_source(device: torch.device, topology: Topology, *, visits: int, sa
             "threads_per_rank": torch.get_num_threads(),
             "cores": cores(),
             "visits": visits,
-            "load_before": round(os.getloadavg()[0], 2),
+            "load_before": round(load, 2),
         },
     )

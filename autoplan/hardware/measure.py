@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -26,7 +27,7 @@ from autoplan.hardware.measure_run import CannotMeasure, run_points
 from autoplan.hardware.measure_sizes import Sizes, sizes_for
 from autoplan.hardware.topology import Topology, TopologyLevel, discover, here, launcher_node
 
-__all__ = ["World", "measure_cluster"]
+__all__ = ["Bench", "World", "find", "measure_cluster"]
 
 VISIT_OVERHEAD_S = 0.01
 FASTER_GPU = 50.0  # than the CPU whose times the points' guesses are
@@ -59,7 +60,7 @@ class World:
 
 
 @dataclass(slots=True)
-class _Bench:
+class Bench:
     """Measures one point after the other, with all ranks."""
 
     clock: Clock
@@ -139,11 +140,29 @@ def measure_cluster(
         ProfileError: the journal cannot be read or written.
     """
     world = World.here()
+    sizes = sizes or sizes_for(world.device.type, quick=quick, max_bytes=max_bytes, messages=messages)
+    load = os.getloadavg()[0]
+    found = find(sizes, levels=levels, journal=journal, fresh=fresh, progress=progress)
+    source = measured_source(
+        world.device, found.topology, visits=sizes.visits, samples=sizes.samples, load=load
+    )
+    return _from_first(assemble(name, found, source), world)
+
+
+def find(
+    sizes: Sizes,
+    *,
+    levels: Sequence[TopologyLevel] = (),
+    journal: Path | None = None,
+    fresh: bool = False,
+    progress: bool = True,
+) -> Findings:
+    """The figures of every point of ``sizes``; all ranks together, as for ``measure_cluster``."""
+    world = World.here()
     device = world.device
     if device.type == "cuda":
         torch.cuda.set_device(device)
     topology = discover(device, levels)
-    sizes = sizes or sizes_for(device.type, quick=quick, max_bytes=max_bytes, messages=messages)
     clock = Clock(device, world.size, topology.node_size, sizes.samples, sizes.window_s)
     points = points_of(sizes, topology, device.type)
     with (
@@ -154,14 +173,12 @@ def measure_cluster(
         results = run_points(
             points,
             sizes.visits,
-            _Bench(clock, rings).measure,
+            Bench(clock, rings).measure,
             kept,
             guess_s=lambda point: _guess_s(point, sizes, device),
             show=progress and world.rank == 0,
         )
-    source = measured_source(device, topology, visits=sizes.visits, samples=sizes.samples)
-    findings = Findings(device, topology, points, results, here(device).gpu)
-    return _from_first(assemble(name, findings, source), world)
+    return Findings(device, topology, points, results, here(device).gpu)
 
 
 def _guess_s(point: Point, sizes: Sizes, device: torch.device) -> float:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-__all__ = ["TINY", "Sizes", "sizes_for"]
+__all__ = ["TINY", "Sizes", "local_sizes", "sizes_for"]
 
 KIB, MIB, GIB = 1 << 10, 1 << 20, 1 << 30
 
@@ -52,6 +52,11 @@ def sizes_for(
     else:
         sizes, step, largest = (_CUDA, 4, 256 * MIB) if cuda else (_CPU, 4, 256 * MIB)
     return replace(sizes, messages=tuple(sorted(set(messages))) or _powers(KIB, max_bytes or largest, step))
+
+
+def local_sizes(device_kind: str) -> Sizes:
+    """For whoever only wants to train, and waits: those of a quick run, with fewer samples."""
+    return replace(sizes_for(device_kind, quick=True), visits=2)
 
 
 def _powers(first: int, last: int, step: int) -> tuple[int, ...]:
