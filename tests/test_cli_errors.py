@@ -62,7 +62,7 @@ def refused(argv: Sequence[str], capsys: pytest.CaptureFixture[str], status: int
 @pytest.mark.parametrize(
     ("argv", "parts"),
     [
-        ([*TINY, *JOB, "--cluster", "h200"], ["--cluster", "'h200'", "h100-sxm", "autoplan profile"]),
+        ([*TINY, *JOB, "--cluster", "h300"], ["--cluster", "'h300'", "h100-sxm", "autoplan profile"]),
         ([*TINY, *JOB, "--cluster", "none.toml"], ["--cluster", "'none.toml'", "correct the path"]),
         ([*TINY, *JOB, "--cluster", "negative.toml"], ["bandwidth_bytes_per_s", "-450000000000"]),
         ([*TINY, *JOB, "--cluster", "broken.toml"], ["broken.toml"]),
@@ -110,11 +110,11 @@ def test_wrong_input_is_named(
 
 
 def test_json_gives_the_error_as_an_object_too(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main([*TINY, *JOB, "--cluster", "h200", "--json"]) == 2
+    assert main([*TINY, *JOB, "--cluster", "h300", "--json"]) == 2
     out, err = capsys.readouterr()
     error = json.loads(out)["error"]
     assert set(error) == {"field", "value", "expected", "remedy"}
-    assert (error["field"], error["value"]) == ("--cluster", "h200")
+    assert (error["field"], error["value"]) == ("--cluster", "h300")
     assert err.count("\n") == 1
 
 
@@ -127,7 +127,7 @@ def test_the_error_of_the_arguments_themselves_is_an_object_too(capsys: pytest.C
 
 def test_a_process_ends_with_the_status_and_one_line() -> None:
     done = subprocess.run(
-        [sys.executable, "-m", "autoplan", *TINY, *JOB, "--cluster", "h200"],
+        [sys.executable, "-m", "autoplan", *TINY, *JOB, "--cluster", "h300"],
         capture_output=True,
         text=True,
         check=False,
