@@ -1,0 +1,104 @@
+"""Loops over time steps in Hugging Face's models, run as one operator while the model is traced.
+
+Without their CUDA packages these models take one step after another in Python, which would put thousands of ops
+into the graph. The functions that do so are replaced, for the time of a trace, by the same mathematics
+around ``autoplan::linear_recurrence``.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from autoplan.graph.sources.linear_recurrence import linear_recurrence
+
+__all__ = ["loops_as_operators"]
+
+
+def selective_scan(
+    x_BDS: Tensor,
+    step_BDS: Tensor,
+    a_DN: Tensor,
+    b_BNS: Tensor,
+    c_BNS: Tensor,
+    D: Tensor | None = None,
+    z: Tensor | None = None,
+    delta_bias: Tensor | None = None,
+    delta_softplus: bool = False,
+    return_last_state: bool = False,
+    **_: Any,
+) -> Any:
+    """Mamba's scan (arXiv:2312.00752, algorithm 2), with the arguments and the dtypes of transformers' function.
+
+    B batch, D channels, S steps, N states a channel.
+    """
+    if delta_bias is not None:
+        step_BDS = step_BDS + delta_bias.to(step_BDS.dtype)[..., None]
+    if delta_softplus:
+        step_BDS = F.softplus(step_BDS)
+    decay_BDSN = torch.exp(a_DN[None, :, None, :] * step_BDS[..., None])
+    gain_BDSN = step_BDS[..., None] * b_BNS.transpose(1, 2)[:, None].float() * x_BDS[..., None].float()
+    dtype = torch.promote_types(decay_BDSN.dtype, gain_BDSN.dtype)
+    state_BDSN = linear_recurrence(decay_BDSN.to(dtype), gain_BDSN.to(dtype), 2)
+    state_BSDN = state_BDSN.transpose(1, 2).to(x_BDS.dtype)
+    y_BDS = torch.matmul(state_BSDN, c_BNS.transpose(1, 2)[..., None])[..., 0].transpose(1, 2)
+    if D is not None:
+        y_BDS = y_BDS + x_BDS * D[None, :, None]
+    if z is not None:
+        y_BDS = y_BDS * F.silu(z)
+    return (y_BDS, state_BDSN[:, :, -1]) if return_last_state else y_BDS
+
+
+def gated_recurrence(original: Callable[..., Any]) -> Callable[..., Any]:
+    """RecurrentGemma's linear recurrence (arXiv:2402.19427, equation 4); from a given state, ``original``."""
+
+    def scan(
+        self: Any,
+        hidden_states: Tensor,
+        recurrent_gate: Tensor,
+        reset: Tensor,
+        recurrent_states: Tensor | None,
+        acc_dtype: torch.dtype = torch.float32,
+    ) -> Any:
+        if recurrent_states is not None or hidden_states.shape[1] == 1:
+            return original(self, hidden_states, recurrent_gate, reset, recurrent_states, acc_dtype)
+        decay_BSD = (recurrent_gate * ~reset).to(acc_dtype)
+        state_BSD = linear_recurrence(decay_BSD, hidden_states.to(acc_dtype), 1)
+        return state_BSD.to(hidden_states.dtype), state_BSD[:, -1]
+
+    return scan
+
+
+_MODELS = "transformers.models"
+_SELECTIVE = ("mamba", "falcon_mamba", "jamba", "zamba")
+
+
+@contextmanager
+def _replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
+    before = getattr(owner, name)
+    setattr(owner, name, value)
+    try:
+        yield
+    finally:
+        setattr(owner, name, before)
+
+
+@contextmanager
+def loops_as_operators() -> Iterator[None]:
+    """Within, the loops of the models that are loaded run as operators."""
+    with ExitStack() as stack:
+        for name in _SELECTIVE:
+            module = sys.modules.get(f"{_MODELS}.{name}.modeling_{name}")
+            if hasattr(module, "mamba_selective_scan"):
+                stack.enter_context(_replaced(module, "mamba_selective_scan", selective_scan))
+        gemma = sys.modules.get(f"{_MODELS}.recurrent_gemma.modeling_recurrent_gemma")
+        unit: Any = getattr(gemma, "RecurrentGemmaRglru", None)
+        if hasattr(unit, "_rnn_scan"):
+            stack.enter_context(_replaced(unit, "_rnn_scan", gated_recurrence(unit._rnn_scan)))
+        yield
