@@ -185,7 +185,7 @@ def test_measured_points_come_back_and_other_groups_lie_between() -> None:
 
 
 def test_a_large_product_runs_near_the_usual_share_of_peak() -> None:
-    for cluster, low, high in ((H100, 0.68, 0.72), (A100, 0.70, 0.75)):
+    for cluster, low, high in ((H100, 0.58, 0.66), (A100, 0.70, 0.78)):
         flops = 2 * 8192**3
         share = (
             flops

@@ -19,7 +19,7 @@ from autoplan.cost.transformer.row_model import row_model
 from autoplan.cost.transformer.shape import Transformer
 from autoplan.errors import AutoplanError
 
-__all__ = ["PREDICTED", "PricedRow", "price_rows", "read_row"]
+__all__ = ["PREDICTED", "PricedRow", "ReadRow", "price_rows", "read_row", "row_groups", "stacked"]
 
 PREDICTED = (
     "pred_step_time_s",
@@ -101,21 +101,30 @@ def read_row(row: Mapping[str, Any], cluster: str | None = None) -> ReadRow:
 
 def price_rows(rows: Sequence[Mapping[str, Any]], cluster: str | None = None) -> list[PricedRow]:
     """Price every row; one that cannot be priced says why and does not stop the others."""
-    priced: list[PricedRow] = [PricedRow()] * len(rows)
+    groups, errors = row_groups(rows, cluster)
+    priced = [PricedRow(error=errors.get(index, "")) for index in range(len(rows))]
+    for members in groups:
+        for index, row in _price_group(members):
+            priced[index] = row
+    return priced
+
+
+def row_groups(
+    rows: Sequence[Mapping[str, Any]], cluster: str | None = None
+) -> tuple[list[list[tuple[int, ReadRow]]], dict[int, str]]:
+    """Rows that can be priced in one call, each with its index; and why the others cannot, by index."""
     groups: dict[Any, list[tuple[int, ReadRow]]] = defaultdict(list)
+    errors: dict[int, str] = {}
     for index, row in enumerate(rows):
         try:
             read = read_row(row, cluster)
         except AutoplanError as error:
-            priced[index] = PricedRow(error=str(error))
+            errors[index] = str(error)
             continue
         setup = read.setup
         key = (read.cluster, setup.precision, setup.software, read.shape.moe, read.shape.mla)
         groups[key].append((index, read))
-    for members in groups.values():
-        for index, row in _price_group(members):
-            priced[index] = row
-    return priced
+    return list(groups.values()), errors
 
 
 def _price_group(members: list[tuple[int, ReadRow]]) -> list[tuple[int, PricedRow]]:
@@ -132,6 +141,14 @@ def _price_group(members: list[tuple[int, ReadRow]]) -> list[tuple[int, PricedRo
 
 def _prices(reads: list[ReadRow]) -> Prices:
     first = reads[0]
+    shape, configuration = stacked(reads)
+    cluster = sized_cluster(first.cluster, max(read.setup.gpus for read in reads))
+    formats = FORMATS[first.setup.precision]
+    return price_configurations(shape, configuration, cluster, formats, first.setup.software)
+
+
+def stacked(reads: Sequence[ReadRow]) -> tuple[Transformer, Configuration]:
+    """The models and configurations of a group of rows as arrays."""
     structure = {"moe", "mla"}
     shape = Transformer(
         **{
@@ -139,8 +156,8 @@ def _prices(reads: list[ReadRow]) -> Prices:
             for f in fields(Transformer)
             if f.name not in structure
         },
-        moe=first.shape.moe,
-        mla=first.shape.mla,
+        moe=reads[0].shape.moe,
+        mla=reads[0].shape.mla,
     )
     configuration = Configuration(
         **{
@@ -148,9 +165,7 @@ def _prices(reads: list[ReadRow]) -> Prices:
             for f in fields(Configuration)
         }
     )
-    cluster = sized_cluster(first.cluster, max(read.setup.gpus for read in reads))
-    formats = FORMATS[first.setup.precision]
-    return price_configurations(shape, configuration, cluster, formats, first.setup.software)
+    return shape, configuration
 
 
 def _row(prices: Prices, at: int, read: ReadRow) -> PricedRow:

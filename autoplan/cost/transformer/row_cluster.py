@@ -41,7 +41,7 @@ def row_cluster_name(fields: Fields) -> str:
     if not gpu:
         raise InputError("gpu", None, "the name of a GPU or of a hardware profile", "give gpu or --cluster")
     lowered = gpu.lower()
-    if "a100" in lowered and fields.noted("jean zay|omni-?path"):
+    if "a100" in lowered and fields.noted("jean zay|omni-?path|bloom main"):
         fields.assume("cluster", "a100-80-sxm-4-opa", "by the notes")
         return "a100-80-sxm-4-opa"
     if _known(gpu):

@@ -9,7 +9,8 @@ and latent attention have their places. T tokens, t = tp, z = t with sequence pa
     MLP              its hidden values before and after          (4 or 6) T f / t
     masks            with dropout                                2 T h / z
 
-With h wide, a = g heads and f = 4 h this is their s b h (34 + 5 a s / h).
+With h wide, a = g heads and f = 4 h this is their s b h (34 + 5 a s / h). Where products are quantized,
+their inputs (the norms' outputs, the MLP's last hidden value) are kept so.
 """
 
 from __future__ import annotations
@@ -19,38 +20,61 @@ from typing import Any
 import numpy as np
 
 from autoplan.cost.transformer.configuration import Configuration, Recompute
+from autoplan.cost.transformer.formats import Formats
 from autoplan.cost.transformer.shape import Transformer
 from autoplan.cost.transformer.software import Software
+from autoplan.hardware.dtypes import DTYPE_BYTES
 
 __all__ = ["ends_saved_bytes", "layer_saved_bytes", "whole_layer_bytes"]
 
 
-def layer_saved_bytes(shape: Transformer, c: Configuration, software: Software, *, mixture: bool) -> Any:
-    """What stays until backward: all of it, without attention's core, or only the layer's input."""
+def layer_saved_bytes(
+    shape: Transformer, c: Configuration, formats: Formats, software: Software, *, mixture: bool
+) -> Any:
+    """What stays until backward: all of it, only the layer's input, or in between with selective
+    recomputation: without attention's scores, or where attention is fused and so has none, without what
+    norms and activations make and latent attention's wide heads (Megatron-Core's modules)."""
     rows = c.tokens * shape.hidden / c.sequence_cut
     recompute = np.asarray(c.recompute)
-    kept = whole_layer_bytes(shape, c, software, mixture=mixture)
-    scores = _scores_bytes(shape, c, software)
-    return np.where(
-        recompute == Recompute.FULL,
-        2.0 * rows,
-        kept - np.where(recompute == Recompute.SELECTIVE, scores, 0.0),
-    )
+    kept = whole_layer_bytes(shape, c, formats, software, mixture=mixture)
+    cheap = _input_bytes(formats) * (2 * rows + _inner_elements(shape, c, mixture=mixture))
+    if shape.mla is not None:
+        cheap = cheap + _attention_bytes(shape, c)
+    some = kept - np.where(c.flash, cheap, _scores_bytes(shape, c, software))
+    if software.recomputes_memory_bound:
+        some = 2.0 * rows
+    full = recompute == Recompute.FULL
+    return np.where(full, 2.0 * rows, np.where(recompute == Recompute.SELECTIVE, some, kept))
 
 
-def whole_layer_bytes(shape: Transformer, c: Configuration, software: Software, *, mixture: bool) -> Any:
+def whole_layer_bytes(
+    shape: Transformer, c: Configuration, formats: Formats, software: Software, *, mixture: bool
+) -> Any:
     """Everything that one layer keeps when nothing is run again."""
     drop = 2 if software.dropout else 0
     rows = c.tokens * shape.hidden / c.sequence_cut
-    total = (8 + drop) * rows + _attention_bytes(shape, c) + _scores_bytes(shape, c, software)
-    gate = 4 + 2 * np.asarray(shape.gated, dtype=float)
+    each = _input_bytes(formats)
+    total = (4 + 2 * each + drop) * rows + _attention_bytes(shape, c) + _scores_bytes(shape, c, software)
+    inner = _inner_elements(shape, c, mixture=mixture)
+    gate = 1 + np.asarray(shape.gated, dtype=float)
+    total = total + (2 * gate + each) * inner
     if not mixture:
-        return total + gate * c.tokens * shape.ffn / c.tp
+        return total
     copies = c.tokens / c.tp * shape.experts_per_token * c.etp
-    width = shape.expert_ffn / c.etp
-    routed = copies * (2 * shape.hidden + gate * width)
-    logits = 12 * c.tokens / c.sequence_cut * shape.experts
-    return total + routed + logits + gate * c.tokens * shape.shared_ffn / c.tp
+    return total + each * copies * shape.hidden + 12 * c.tokens / c.sequence_cut * shape.experts
+
+
+def _input_bytes(formats: Formats) -> float:
+    """Of an element that a product keeps as its input: quantized where products are."""
+    return DTYPE_BYTES[formats.products] if formats.cast_bytes else 2.0
+
+
+def _inner_elements(shape: Transformer, c: Configuration, *, mixture: bool) -> Any:
+    """Elements of an MLP's hidden value, of all its experts together."""
+    if not mixture:
+        return c.tokens * shape.ffn / c.tp
+    copies = c.tokens / c.tp * shape.experts_per_token * c.etp
+    return copies * shape.expert_ffn / c.etp + c.tokens * shape.shared_ffn / c.tp
 
 
 def _attention_bytes(shape: Transformer, c: Configuration) -> Any:

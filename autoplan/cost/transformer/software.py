@@ -28,7 +28,8 @@ class Software:
             experts (DeepEP, HybridEP), not once to each expert.
         routed_in_graph: also layers with experts are graphs of the device, whatever the data.
         fused_loss: cross-entropy is one kernel that keeps only its gradient in 16 bit.
-        recomputes_memory_bound: selective recomputation covers all that is no product (XLA's policies).
+        recomputes_memory_bound: selective recomputation covers all that is no product, and
+            parks products' results on the host where they do not fit (XLA's policies).
         attention: speed of its fused attention over the best that the device has.
         gradient_bytes: of an element as it travels.
         main_gradients: gradients add up in 32 bit.
@@ -55,13 +56,20 @@ class Software:
 SOFTWARE: dict[str, Software] = {
     s.name: s
     for s in (
-        # Megatron-LM as of SC21: 1F1B with synchronous sends, one all-reduce of 16-bit gradients at the end.
-        Software("megatron", dropout=True),
+        # Megatron-LM as of SC21: 1F1B with synchronous sends, one all-reduce of 32-bit gradients at the end.
+        Software("megatron", dropout=True, gradient_bytes=4),
         # Megatron-DeepSpeed: the same layers; gradients stay in 16 bit with fp16.
         Software("megatron-deepspeed", dropout=True, main_gradients=False, partition_gradients=True),
-        # Megatron-Core, NeMo and Megatron-Bridge recipes: everything overlaps, whole layers are graphs.
+        # Megatron-Core, NeMo and Megatron-Bridge recipes: everything overlaps, whole layers are graphs,
+        # gradients are reduced and kept in 16 bit.
         Software(
-            "megatron-core", eager=False, overlap_tp=True, overlap_dp=True, overlap_pp=True, fused_loss=True
+            "megatron-core",
+            eager=False,
+            overlap_tp=True,
+            overlap_dp=True,
+            overlap_pp=True,
+            fused_loss=True,
+            main_gradients=False,
         ),
         # The same without any overlap, as tests of single features run it.
         Software("megatron-core-plain", fused_loss=True, gradient_bytes=4),
@@ -76,6 +84,7 @@ SOFTWARE: dict[str, Software] = {
             overlap_pp=True,
             fused_loss=True,
             recomputes_memory_bound=True,
+            main_gradients=False,
         ),
     )
 }

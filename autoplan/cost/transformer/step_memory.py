@@ -157,13 +157,15 @@ def _stage(
     zero = np.asarray(c.zero)
     kept = common + experts
     shared = common / c.data_ranks + experts / c.expert_ranks
-    gradient = 4.0 if software.main_gradients else 2.0 if formats.scaled else 6.0
+    gradient = 4.0 if software.main_gradients else 2.0
+    if software.partition_gradients and not formats.scaled:
+        gradient = 6.0  # DeepSpeed's BF16_Optimizer adds 16-bit gradients up in 32 bit, whole on each rank
     trains = np.where(c.frozen, 0.0, 1.0)
     state = 3 * 4.0 if formats.master_bytes else 2 * 4.0
     state = state + np.where((zero >= 1) & software.partition_gradients, 4.0, 0.0)
     wide = formats.parameter_bytes
     sharded = zero == 3
-    whole, workspace = _activations(shape, c, software, layers, dense, flying, entry)
+    whole, workspace = _activations(shape, c, formats, software, layers, dense, flying, entry)
     owners = {
         "parameters": np.where(sharded, 0.0 if formats.master_bytes else wide * shared, wide * kept),
         "gradients": trains * gradient * np.where(zero >= 2, shared, kept),
@@ -180,15 +182,22 @@ def _stage(
 
 
 def _activations(
-    shape: Transformer, c: Configuration, software: Software, layers: Any, dense: Any, flying: Any, entry: Any
+    shape: Transformer,
+    c: Configuration,
+    formats: Formats,
+    software: Software,
+    layers: Any,
+    dense: Any,
+    flying: Any,
+    entry: Any,
 ) -> tuple[Any, Any]:
     """Bytes kept for backward by the micro-batches in flight, and of the layer that runs again."""
-    saved = layer_saved_bytes(shape, c, software, mixture=False)
-    again = whole_layer_bytes(shape, c, software, mixture=False)
+    saved = layer_saved_bytes(shape, c, formats, software, mixture=False)
+    again = whole_layer_bytes(shape, c, formats, software, mixture=False)
     total = dense * saved
     if shape.moe:
-        total = total + (layers - dense) * layer_saved_bytes(shape, c, software, mixture=True)
-        again = whole_layer_bytes(shape, c, software, mixture=True)
+        total = total + (layers - dense) * layer_saved_bytes(shape, c, formats, software, mixture=True)
+        again = whole_layer_bytes(shape, c, formats, software, mixture=True)
     rerun = np.where(np.asarray(c.recompute) == Recompute.FULL, again, 0.0)
     return flying * (total + entry), rerun
 
