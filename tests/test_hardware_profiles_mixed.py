@@ -7,10 +7,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
+import autoplan
 from autoplan.errors import AutoplanError, ProfileError
 from autoplan.hardware import Cluster, MixedCluster, read_any
 
@@ -119,6 +121,10 @@ def test_what_wants_one_type_of_device_says_so() -> None:
         ProfileError, match=r"cluster: got .*, expected one type of device; use one part of it"
     ):
         Cluster.of(MIXED)  # type: ignore[call-overload]
+    with pytest.raises(ProfileError, match=r"cluster: got .*, expected one type of device"):
+        autoplan.search(lambda _: pytest.fail("traced"), autoplan.Job(global_batch=8), MIXED)  # type: ignore[arg-type]
+    with pytest.raises(ProfileError, match=r"cluster: got .*, expected one type of device"):
+        autoplan.parallelize(torch.nn.Linear(2, 2), torch.zeros(2, 2), cluster=MIXED)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(("size", "stride", "first"), [(33, 1, None), (0, 1, None), (2, 1, 31), (2, 1, -1)])

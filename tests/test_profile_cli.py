@@ -69,7 +69,7 @@ def test_the_table_names_each_collective(
 ) -> None:
     assert main(["profile", "show", str(measured[1])]) == 0
     shown = capsys.readouterr().out
-    assert all(kind in shown for kind in (*COLLECTIVES, "float32 product", "measured"))
+    assert all(kind in shown for kind in (*COLLECTIVES, "gemm float32", "measured"))
 
 
 def test_list_and_show(

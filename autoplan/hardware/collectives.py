@@ -70,13 +70,12 @@ def collective_phases(
         level = levels[index]
         part = joined * inside / size if kind == "all_to_all" else 1 / inside
         at_work = inside if alone else unit
-        options = {
-            "share": min(max(1.0, level.nics / unit), level.nics / at_work),
-            "busy": _busy(at_work, unit) if alone else 1.0,
-            "tree": index > 0,
-        }
-        least_s = level.time_s(kind, 1.0, joined, **options)
-        phases[index] = least_s, level.time_s(kind, greater(nbytes * part, 1.0), joined, **options) - least_s
+        share = min(max(1.0, level.nics / unit), level.nics / at_work)
+        busy = _busy(at_work, unit) if alone else 1.0
+        tree = index > 0
+        least_s = level.floor_s(kind, joined, share=share, busy=busy, tree=tree)
+        time_s = level.time_s(kind, greater(nbytes * part, 1.0), joined, share=share, busy=busy, tree=tree)
+        phases[index] = least_s, time_s - least_s
     return phases
 
 

@@ -104,11 +104,18 @@ class Level(
         if curves := self._curves.get(kind):
             first = self._first_bytes[kind]
             time_s = _between_loads(curves, kind, greater(nbytes, first), group, share, busy)
-            if not np.any(np.less(nbytes, first)):
+            if not (np.any(nbytes < first) if isinstance(nbytes, np.ndarray) else nbytes < first):
                 return time_s
             shape = self._modelled_s(kind, least(nbytes, first), group, share, tree)
             return time_s * shape / self._modelled_s(kind, first, group, share, tree)
         return self._modelled_s(kind, nbytes, group, share, tree)
+
+    def floor_s(self, kind: str, group: int, *, share: float, busy: float, tree: bool) -> float:
+        """``time_s`` of a single byte: the latency. Remembered, as every price of a collective asks for it."""
+        key = (kind, group, share, busy, tree)
+        if key not in self._floors:
+            self._floors[key] = float(self.time_s(kind, 1.0, group, share=share, busy=busy, tree=tree))
+        return self._floors[key]
 
     def _modelled_s(self, kind: str, nbytes: Any, group: int, share: float, tree: bool) -> Any:
         """By latency and bandwidth."""
@@ -134,6 +141,10 @@ class Level(
     def _protocols(self) -> list[tuple[float, float, float]]:
         others = [(p.base_s, p.latency_s, p.bandwidth) for p in self.protocols]
         return [(self.base_s, self.latency_s, 1.0), *others]
+
+    @cached_property
+    def _floors(self) -> dict[tuple[str, int, float, float, bool], float]:
+        return {}
 
     @cached_property
     def _first_bytes(self) -> dict[str, int]:
