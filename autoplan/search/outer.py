@@ -50,9 +50,13 @@ def search(
         top: plans to return, the best included.
         strategies_of, layouts_of: ``graph.axes``, unless a test brings its own.
 
-    Raises InputError or PlanError for a pin or a batch that cannot be; that nothing fits is a status.
+    Raises InputError or PlanError for a pin or a batch that cannot be, or a cluster of several types of
+    device; that nothing fits is a status.
     """
+    from autoplan.hardware import Cluster
+
     started = time.monotonic()
+    cluster = Cluster.of(cluster)  # refuses one mixed of several types of device
     pins = Pins.parse(pin, job, cluster)
     if strategies_of is None or layouts_of is None:
         from autoplan.graph.axes import strategies, value_layouts
