@@ -26,7 +26,7 @@ from autoplan.hardware import Cluster
 EACH = 2
 BOUND = 0.1
 LIMIT_S = 900
-SETTINGS = ((1e9, 2e9), (200e6, 800e6))
+SETTINGS = ((500e6, 1e9), (200e6, 800e6))
 """Bits a second of the link, and of each host's loopback."""
 
 

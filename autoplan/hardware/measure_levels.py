@@ -24,6 +24,10 @@ def measured_levels(
 ) -> tuple[Level, ...]:
     """A level for each of the topology, with the curves of its messages.
 
+    A link's bandwidth is that of the longest message that one device sends alone (shorter ones may hide in
+    buffers), its latency the time of the fastest. What all devices of a unit reach at once tells how many
+    links they share.
+
     Where nothing could be sent, ``memory_bytes_per_s`` stands in for the link.
     """
     tables: dict[int, dict[tuple[str, int, str], list[CommunicationPoint]]] = {}
@@ -56,15 +60,13 @@ def _level(
     if not together or not alone:
         figures: dict[str, Any] = {"bandwidth_bytes_per_s": memory_bytes_per_s, "latency_s": 0.0}
         return Level(name=name, size=size, source=dict.fromkeys(figures, ALONE), **figures)
-    best = max(alone, key=lambda point: point.bus_bytes_per_s)
-    least = min(alone, key=_seconds)
-    shared = max(point.bus_bytes_per_s for point in together)
-    figures = {"bandwidth_bytes_per_s": best, "latency_s": least}
+    longest, least = alone[-1], min(alone, key=_seconds)
+    figures = {"bandwidth_bytes_per_s": longest, "latency_s": least}
     return Level(
         name=name,
         size=size,
-        nics=min(unit, max(1, round(unit * shared / best.bus_bytes_per_s))),
-        bandwidth_bytes_per_s=best.bus_bytes_per_s,
+        nics=min(unit, max(1, round(unit * together[-1].bus_bytes_per_s / longest.bus_bytes_per_s))),
+        bandwidth_bytes_per_s=longest.bus_bytes_per_s,
         latency_s=rounded(_seconds(least)),
         source={**dict.fromkeys(figures, RUN), "nics": RUN},
         spread={name: point.spread for name, point in figures.items()},
