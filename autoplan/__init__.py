@@ -11,13 +11,24 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from autoplan.errors import AutoplanError
+    from autoplan.graph.axes import register_axes
     from autoplan.hardware import Cluster
     from autoplan.plan import Job, Plan
     from autoplan.runtime import Program, parallelize
     from autoplan.search import SearchResult, search
 
 __version__ = "0.1.0"
-__all__ = ["AutoplanError", "Cluster", "Job", "Plan", "Program", "SearchResult", "parallelize", "search"]
+__all__ = [
+    "AutoplanError",
+    "Cluster",
+    "Job",
+    "Plan",
+    "Program",
+    "SearchResult",
+    "parallelize",
+    "register_axes",
+    "search",
+]
 
 _HOME = {
     "AutoplanError": "autoplan.errors",
@@ -27,6 +38,7 @@ _HOME = {
     "Program": "autoplan.runtime",
     "SearchResult": "autoplan.search",
     "parallelize": "autoplan.runtime",
+    "register_axes": "autoplan.graph.axes",
     "search": "autoplan.search",
 }
 

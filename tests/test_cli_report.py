@@ -13,6 +13,7 @@ from msgspec.structs import replace as changed
 from plans import hand_made_plan, plans
 from results import JOB, hand_made_candidate, hand_made_result, infeasible_result
 
+from autoplan.graph.unruled import UnruledOp
 from autoplan.hardware import Cluster
 from autoplan.plan import Job, Plan
 from autoplan.report import no_plan_error, plan_text, print_report, search_report
@@ -62,6 +63,18 @@ def test_a_report_is_one_screen(status: Status) -> None:
     assert max(map(len, lines)) <= 100
     assert len(lines) <= 45
     assert not any(line.endswith(" ") for line in lines)
+
+
+def test_the_report_lists_ops_without_axes() -> None:
+    ops = (
+        UnruledOp("own.scan.default", "model.layers.0.mixer", 80, 3_200_000_000, 12 << 30),
+        *(UnruledOp("own.table.default", f"model.layers.{i}", 1, 0, 4096) for i in range(5)),
+    )
+    text = report(replace(hand_made_result(), unruled=ops))
+    check("search_report_unruled.txt", text)
+    assert max(map(len, text.splitlines())) <= 100
+    one = report(replace(hand_made_result(), unruled=ops[:1]))
+    assert "1 op has no rule and runs whole" in one
 
 
 def test_samples_are_not_called_tokens() -> None:

@@ -4,6 +4,7 @@
   ``autoplan::grouped_mm``, which has axes and runs everywhere.
 * ``aten.copy``: what torch makes of an assignment into part of a tensor. Autograd cannot differentiate
   it; a cast and an expansion are the same function.
+* What ``functions`` put in the place of a ``torch.autograd.Function`` is the call of that Function again.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import torch
 from torch import fx
 
+from autoplan.graph.functions import restore_functions
 from autoplan.graph.sources import grouped_mm as _registers_the_operator  # noqa: F401
 
 __all__ = ["substitute"]
@@ -21,6 +23,7 @@ _GROUPED = {"aten._grouped_mm.default", "transformers.grouped_mm_fallback.defaul
 
 def substitute(graph: fx.Graph) -> None:
     """Replace these ops in ``graph``, where they stand."""
+    restore_functions(graph)
     for node in list(graph.nodes):
         if node.op != "call_function":
             continue

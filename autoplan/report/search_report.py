@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
 
 from rich import box
 from rich.console import Group, RenderableType
@@ -20,12 +21,16 @@ from autoplan.report.reasons import decision_reasons, percent
 from autoplan.search.result import Candidate, SearchResult, Status
 from autoplan.units import bytes_binary, count, seconds
 
+if TYPE_CHECKING:
+    from autoplan.graph.unruled import UnruledOp
+
 __all__ = ["search_report"]
 
 _BAR = 30
 _WIDTH = 96
 _GLUE = "\N{NO-BREAK SPACE}"  # between a number and its unit while lines are filled
 _MOST_RUNNERS_UP = 8
+_MOST_UNRULED = 4
 
 
 def search_report(result: SearchResult, job: Job, cluster: Cluster) -> RenderableType:
@@ -51,6 +56,9 @@ def _sections(result: SearchResult, best: Candidate, job: Job, cluster: Cluster)
         yield _runners_up(best, result.runners_up[:_MOST_RUNNERS_UP])
     yield Text()
     yield from (Text(line) for line in stage_lines(best.plan))
+    if result.unruled:
+        yield Text()
+        yield from _unruled(result.unruled)
 
 
 def _title(plan: Plan, job: Job, cluster: Cluster) -> Text:
@@ -149,6 +157,18 @@ def _runners_up(best: Candidate, runners_up: Sequence[Candidate]) -> Table:
             style="bold" if candidate is best else "",
         )
     return table
+
+
+def _unruled(ops: Sequence[UnruledOp]) -> Iterator[RenderableType]:
+    """What runs whole on every tp rank for want of a rule."""
+    names = dict.fromkeys(op.op for op in ops)
+    said = "1 op has no rule and runs" if len(names) == 1 else f"{len(names)} ops have no rule and run"
+    yield Text.assemble(("without axes: ", "bold cyan"), f"{said} whole on every tp rank; see register_axes")
+    for op in ops[:_MOST_UNRULED]:
+        cost = f"{count(op.flops)}FLOP, {bytes_binary(op.bytes)}" if op.flops else bytes_binary(op.bytes)
+        yield _indented(f"{op.op} in {op.module_path}: {op.count} × a micro-batch, {cost}")
+    if len(ops) > _MOST_UNRULED:
+        yield _indented(f"… and {len(ops) - _MOST_UNRULED} more; --json lists all", "dim")
 
 
 def _grid() -> Table:

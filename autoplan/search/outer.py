@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from autoplan.cost.unit import StrategiesOf
@@ -17,6 +18,8 @@ from autoplan.search.result import Candidate, Cure, SearchResult, Status
 from autoplan.search.space import Space
 
 if TYPE_CHECKING:
+    from autoplan.graph.ir import ModelGraph
+    from autoplan.graph.unruled import UnruledOp
     from autoplan.hardware import Cluster
     from autoplan.plan import Job
 
@@ -58,6 +61,7 @@ def search(
     started = time.monotonic()
     cluster = Cluster.of(cluster)  # refuses one mixed of several types of device
     pins = Pins.parse(pin, job, cluster)
+    ours = strategies_of is None or layouts_of is None
     if strategies_of is None or layouts_of is None:
         from autoplan.graph.axes import strategies, value_layouts
 
@@ -73,8 +77,16 @@ def search(
             seconds = time.monotonic() - started
             return _result(tree, Status.INFEASIBLE, seconds, conflict=conflict, cures=cures)
         tree.more(top)
-        if graphs.confirm(tree.found[0].plan.micro_batch):
-            return _result(tree, _status(tree, gap), time.monotonic() - started, top)
+        best = tree.found[0].plan.micro_batch
+        if graphs.confirm(best):
+            result = _result(tree, _status(tree, gap), time.monotonic() - started, top)
+            return replace(result, unruled=_unruled(graphs.trace(best))) if ours else result
+
+
+def _unruled(graph: ModelGraph) -> tuple[UnruledOp, ...]:
+    from autoplan.graph.unruled import unruled_ops
+
+    return tuple(unruled_ops(graph))
 
 
 def _status(tree: BranchAndBound, wanted: float) -> Status:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from enum import StrEnum
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from autoplan.cost.estimate import Estimate
 from autoplan.plan import Plan
+
+if TYPE_CHECKING:
+    from autoplan.graph.unruled import UnruledOp
 
 __all__ = ["Candidate", "Cure", "SearchResult", "Status"]
 
@@ -46,7 +49,8 @@ class SearchResult:
 
     ``bound_s``: no plan of the space has a modelled step time below it. ``gap`` is
     ``step_time / bound - 1``. ``best`` is None when the status is infeasible; then ``conflict`` says
-    what cannot be met together and ``cures`` what would mend it, the smallest first.
+    what cannot be met together and ``cures`` what would mend it, the smallest first. ``unruled`` lists the
+    ops that no plan can cut, because nobody said how.
     """
 
     status: Status
@@ -59,6 +63,7 @@ class SearchResult:
     pruned: int
     conflict: str = ""
     cures: tuple[Cure, ...] = ()
+    unruled: tuple[UnruledOp, ...] = ()
 
     @property
     def plan(self) -> Plan | None:
@@ -83,6 +88,7 @@ class SearchResult:
             "search": {"seconds": self.seconds, "candidates": self.candidates, "pruned": self.pruned},
             "conflict": self.conflict,
             "cures": [{"option": c.option, "value": c.value, "text": c.text} for c in self.cures],
+            "unruled": [asdict(op) for op in self.unruled],
         }
 
 

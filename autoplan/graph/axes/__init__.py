@@ -17,6 +17,7 @@ from autoplan.graph.axes import (  # noqa: F401  (they register their rules)
 from autoplan.graph.axes.enumerate import part_counts, piece_layouts, spec_of, strategies, value_layouts
 from autoplan.graph.axes.makers import FILLED
 from autoplan.graph.axes.spec import AxisSpec, register, rule_for
+from autoplan.graph.axes.written import register_axes
 
 __all__ = [
     "FILLED",
@@ -24,6 +25,7 @@ __all__ = [
     "part_counts",
     "piece_layouts",
     "register",
+    "register_axes",
     "rule_for",
     "spec_of",
     "strategies",

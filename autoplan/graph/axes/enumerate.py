@@ -3,8 +3,8 @@
 Cut axis a on n ranks. A tensor whose dim holds a is cut there (in ``parts`` if other axes come before a
 in that dim); an input that does not hold a must be whole, and its gradient comes out partial (``R*``);
 a result that does not hold a is a partial sum (``P``). Besides, every op can run whole on every rank,
-with whole gradients (``R``) or partial ones (``R*``: backward is linear in the incoming gradient), and
-a linear op can run on partial sums (``P``).
+with whole gradients (``R``) or partial ones (``R*``: backward is linear in the incoming gradient, which of
+torch's own ops is so; the backward that a user wrote may clip), and a linear op can run on partial sums (``P``).
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import math
 
 from torch import fx
 
-from autoplan.graph.axes.spec import AxisSpec, Dims, rule_for
+from autoplan.graph.axes.spec import AxisSpec, Dims, has_own_backward, rule_for
 from autoplan.graph.ir import Block, Op
 from autoplan.graph.layout import PARTIAL, REPLICATE, REPLICATE_STAR, Layout, shard
 from autoplan.graph.strategy import Strategy
@@ -74,7 +74,7 @@ def _strategies(block: Block, op: Op, degree: int) -> list[Strategy]:
     found = [_whole("R", REPLICATE, needs_grad, out_grad)]
     if degree == 1:
         return found
-    if out_grad:
+    if out_grad and not has_own_backward(_node(block, op.name).target):
         found.append(_whole("R*", REPLICATE_STAR, needs_grad, out_grad))
     spec = spec_of(block, op)
     if spec is None:

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import fx
 
+from autoplan.graph.functions import FunctionCall
 from autoplan.graph.gemms import tensor_arguments
 from autoplan.graph.strategy import Strategy
 
@@ -18,6 +19,7 @@ __all__ = [
     "Dims",
     "Rule",
     "along",
+    "has_own_backward",
     "is_floating",
     "named",
     "plain",
@@ -49,7 +51,7 @@ class AxisSpec:
         averaged: contracted axes over which the op takes a mean, not a sum.
         counts: arguments of the call that are the extent of an axis (``{"num_heads": "h"}``): a rank passes its share.
         pieces: the axes of every result, for a call that returns tensors of unlike shapes. A result that lacks an
-            axis must not depend on it.
+            axis must not depend on it, nor carry a gradient.
     """
 
     inputs: tuple[Dims, ...]
@@ -102,6 +104,13 @@ def rule_for(target: object) -> Rule | None:
     if rule is None:
         rule = next((rule for covers, rule in _FALLBACKS if covers(target)), None)
     return rule
+
+
+def has_own_backward(target: object) -> bool:
+    """True for an op of the user's: a ``torch.autograd.Function``, or an operator of another library."""
+    if isinstance(target, torch._ops.OpOverload):
+        return target.namespace not in ("aten", "prims", "autoplan")
+    return isinstance(target, FunctionCall)
 
 
 def shape_of(node: object) -> tuple[int, ...]:
