@@ -377,3 +377,9 @@ def test_a_wrong_argument_is_one_line(
 ) -> None:
     assert main(["profile", "import", *words]) == 2
     assert message in capsys.readouterr().err
+
+
+def test_the_example_of_the_readme_is_output_in_that_format() -> None:
+    path = Path(__file__).parent / "golden" / "all_reduce_perf.txt"
+    sizes = [1 << power for power in range(10, 31, 4)]
+    assert path.read_text() == nccl_text("all_reduce", sizes, linear(24e-6, 262e9), ranks_of(1, 8))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -35,10 +36,13 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def import_file(tool: str, file: Path, args: argparse.Namespace) -> int:
     """Read ``file`` into the profile ``args.into``; a shipped profile is kept, and its copy in the cache changed.
+    With ``args.out`` that file is written instead, as a profile of its own name.
 
     Raises:
         AutoplanError: the file, the profile, or how they fit.
     """
+    from msgspec.structs import replace
+
     from autoplan.hardware import Cluster, write_profile
     from autoplan.hardware.profile_path import cache_dir, find_profile, shipped_dir
 
@@ -55,6 +59,8 @@ def import_file(tool: str, file: Path, args: argparse.Namespace) -> int:
     after, told = _nccl_tests(before, file, args) if tool == "nccl-tests" else _kineto(before, file, args)
     shipped = place.resolve().parent == shipped_dir().resolve()
     out = args.out or (cache_dir() / place.name if shipped else place)
+    if args.out is not None and re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", out.stem):
+        after = replace(after, name=out.stem, aliases=())
     write_profile(after, out)
     if args.json:
         print(json.dumps({"path": str(out), "imported": told}))
