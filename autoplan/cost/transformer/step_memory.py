@@ -18,6 +18,7 @@ context, communicators and the allocator's slack. ``fits`` is a promise made on 
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -33,7 +34,9 @@ from autoplan.cost.transformer.stages import stage_layers
 if TYPE_CHECKING:
     from autoplan.hardware import Cluster
 
-__all__ = ["OWNERS", "StageMemory", "StepMemory", "step_memory"]
+__all__ = ["OWNERS", "StageMemory", "StepMemory", "stage_memories", "step_memory"]
+
+ENDS = ("first", "middle", "last")
 
 OWNERS = ("parameters", "gradients", "optimizer", "gathered", "activations", "logits", "workspace", "reserve")
 
@@ -84,37 +87,70 @@ def step_memory(
     schedule: str = "1f1b",
 ) -> StepMemory:
     """Memory of every configuration of ``c``."""
-    held = stage_layers(shape, c)
     pp = np.asarray(c.pp)
-    one = pp == 1
-    first_end, last_end = ends_saved_bytes(shape, c, software)
-    rows = np.asarray(shape.embedding_parameters, dtype=float)
-    first_rows = (
-        rows * np.where(one & ~np.asarray(shape.tied, dtype=bool), 2, 1) + shape.positions * shape.hidden
-    )
-    stages = (
-        (held.first, held.first_dense, 0, first_rows, first_end, np.where(one, last_end, 0.0)),
-        (held.middle, held.middle_dense, 1, 0.0 * rows, 0.0, 0.0),
-        (held.last, held.last_dense, pp - 1, np.where(one, first_rows, rows), first_end * one, last_end),
-    )
-    made = []
-    for layers, dense, place, embedding, entry, logits in stages:
-        flying = in_flight(c, place, schedule)
-        made.append(
-            _stage(shape, c, formats, software, cluster, layers, dense, flying, embedding, entry, logits)
+    places = (0, 1, pp - 1)
+    first, middle, last = (
+        memory
+        for _, memory in _placed(
+            shape, c, formats, software, cluster, schedule, zip(ENDS, places, strict=True)
         )
-    first, middle, last = made
-    inner = np.where(pp > 2, middle.total, 0.0)
+    )
+    inner = pp > 2
     return StepMemory(
         first=first,
         middle=middle,
         last=last,
         allocated=np.maximum(
-            np.maximum(first.allocated, last.allocated), np.where(pp > 2, middle.allocated, 0)
+            np.maximum(first.allocated, last.allocated), np.where(inner, middle.allocated, 0)
         ),
-        total=np.maximum(np.maximum(first.total, last.total), inner),
+        total=np.maximum(np.maximum(first.total, last.total), np.where(inner, middle.total, 0)),
         usable=float(cluster.device.usable_bytes),
     )
+
+
+def stage_memories(
+    shape: Transformer,
+    c: Configuration,
+    formats: Formats,
+    software: Software,
+    cluster: Cluster,
+    schedule: str = "1f1b",
+) -> list[tuple[Any, StageMemory]]:
+    """Layers and memory of every stage of one configuration."""
+    stages = int(c.pp)
+    kinds = ["first", *["middle"] * (stages - 2), "last"] if stages > 1 else ["last"]
+    places = zip(kinds, range(stages), strict=True)
+    return list(_placed(shape, c, formats, software, cluster, schedule, places))
+
+
+def _placed(
+    shape: Transformer,
+    c: Configuration,
+    formats: Formats,
+    software: Software,
+    cluster: Cluster,
+    schedule: str,
+    places: Iterable[tuple[str, Any]],
+) -> Iterator[tuple[Any, StageMemory]]:
+    """Layers and memory of stages: the kind (``ENDS``) and the place of each."""
+    held = stage_layers(shape, c)
+    one = np.asarray(c.pp) == 1
+    first_end, last_end = ends_saved_bytes(shape, c, software)
+    rows = np.asarray(shape.embedding_parameters, dtype=float)
+    untied = one & ~np.asarray(shape.tied, dtype=bool)
+    first_rows = rows * np.where(untied, 2, 1) + shape.positions * shape.hidden
+    ends = {
+        "first": (held.first, held.first_dense, first_rows, first_end, np.where(one, last_end, 0.0)),
+        "middle": (held.middle, held.middle_dense, 0.0 * rows, 0.0, 0.0),
+        "last": (held.last, held.last_dense, np.where(one, first_rows, rows), first_end * one, last_end),
+    }
+    for kind, place in places:
+        layers, dense, embedding, entry, logits = ends[kind]
+        flying = in_flight(c, place, schedule)
+        yield (
+            layers,
+            _stage(shape, c, formats, software, cluster, layers, dense, flying, embedding, entry, logits),
+        )
 
 
 def in_flight(c: Configuration, place: Any, schedule: str = "1f1b") -> Any:
