@@ -160,12 +160,18 @@ def test_no_two_profiles_share_a_name() -> None:
 def test_a_profile_that_extends_another_changes_what_it_names(tmp_path: Path) -> None:
     path = tmp_path / "mine.toml"
     path.write_text(
-        'extends = "h100-sxm"\nname = "mine"\n[device]\nprice_per_hour = 2.0\n[device.peak_flops]\nfp8 = 1e15\n'
+        'extends = "h100-sxm"\nname = "mine"\n[device]\nprice_per_hour = 2.0\n'
+        '[device.peak_flops]\nfp8 = 1e15\n[device.source]\nprice_per_hour = "h100"\npeak_flops = "h100"\n'
     )
     mine, base = Cluster.load(path), Cluster.load("h100-sxm")
     assert mine.device.peak_flops == base.device.peak_flops | {"fp8": 1e15}
     assert (mine.device.price_per_hour, mine.price_per_hour) == (2.0, 16.0)
     assert (mine.levels, mine.aliases, mine.description) == (base.levels, (), "")
+    path.write_text('extends = "h100-sxm"\nname = "mine"\n[device]\ntdp_w = 650\n')
+    with pytest.raises(
+        ProfileError, match=r"mine.toml:4: device.tdp_w: got 650, expected its own source; add dev"
+    ):
+        Cluster.load(path)
     path.write_text('name = "mine"\nextends = "h100-sxm-efa"\n')
     with pytest.raises(ProfileError, match=r"mine.toml:2: extends: got 'h100-sxm-efa', expected a profile"):
         Cluster.load(path)

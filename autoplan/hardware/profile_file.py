@@ -167,7 +167,27 @@ def _extended(data: dict[str, Any], place: Place) -> dict[str, Any]:
         )
     inherited = {key: value for key, value in base.items() if key not in _OWN}
     own = {key: value for key, value in data.items() if key != "extends"}
-    return _merged(inherited, own)
+    merged = _merged(inherited, own)
+    _check_sources_of_changes(own, merged, place)
+    return merged
+
+
+def _check_sources_of_changes(own: dict[str, Any], merged: dict[str, Any], place: Place) -> None:
+    """A changed figure of the device does not pass as one of the source that the old one had."""
+    changed, device, sources = own.get("device"), merged.get("device"), own.get("sources", {})
+    cited = device.get("source") if isinstance(device, dict) else None
+    if not isinstance(changed, dict) or not isinstance(cited, dict) or not isinstance(sources, dict):
+        return  # of a wrong type: said by what converts it
+    told = changed.get("source")
+    for figure in changed:
+        key = cited.get(figure)
+        if isinstance(key, str) and key not in sources and not (isinstance(told, dict) and figure in told):
+            raise ProfileError(
+                place.name(f"device.{figure}"),
+                changed[figure],
+                "its own source",
+                f"add device.source.{figure}, or say anew what [sources.{key}] is",
+            )
 
 
 def _merged(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
