@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import re
 import time
@@ -74,6 +75,7 @@ def measure(args: argparse.Namespace) -> Measurement | None:
         with process_group() as rank:
             return _measure_here(args, rank)
     nproc = args.nproc or _default_ranks()
+    _check_levels(args.levels, nproc)
     if nproc == 1:
         return _measure_here(args, 0)
     spawn(nproc, _arguments(args))
@@ -120,6 +122,13 @@ def _check(args: argparse.Namespace) -> None:
         raise InputError("--max-bytes", args.max_bytes, "no --sizes beside it", "give one of the two")
     if args.out is not None:
         _check_out(args.out)
+
+
+def _check_levels(levels: Any, ranks: int) -> None:
+    if levels and math.prod(level.size for level in levels) != ranks:
+        shape = " x ".join(str(level.size) for level in levels)
+        expected = f"sizes that multiply to {ranks}, the number of ranks"
+        raise InputError("--levels", shape, expected, "correct the sizes, or give --nproc")
 
 
 def _check_out(out: Path) -> None:

@@ -8,15 +8,19 @@ import os
 import re
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator, MutableMapping, Sequence
+from typing import IO
 
 from autoplan.errors import DistributedError
 from autoplan.hardware.machine import cores
+from autoplan.hardware.measure_progress import PROGRESS
 
 __all__ = ["process_group", "spawn", "under_torchrun"]
 
 COLLECTIVE_TIMEOUT = datetime.timedelta(minutes=5)
 RUN_TIMEOUT_S = 3600.0
+READ_TIMEOUT_S = 10.0  # for the last words of ranks that have ended
 SLURM_NAMES = {"RANK": "SLURM_PROCID", "WORLD_SIZE": "SLURM_NTASKS", "LOCAL_RANK": "SLURM_LOCALID"}
 
 
@@ -68,8 +72,11 @@ def spawn(nproc: int, arguments: Sequence[str], *, silent: bool = False) -> None
         stderr=None if shown else subprocess.PIPE,
         text=True,
     )
+    errors: list[str] = []
+    reader = threading.Thread(target=_read, args=(process.stderr, errors, not silent), daemon=True)
+    reader.start()
     try:
-        _, errors = process.communicate(timeout=RUN_TIMEOUT_S)
+        process.wait(timeout=RUN_TIMEOUT_S)
     except BaseException as error:
         process.terminate()  # the launcher passes it on to the ranks
         process.wait()
@@ -82,12 +89,21 @@ def spawn(nproc: int, arguments: Sequence[str], *, silent: bool = False) -> None
             ) from error
         raise
     if process.returncode:
+        reader.join(READ_TIMEOUT_S)
         raise DistributedError(
             "--nproc",
             nproc,
-            f"{nproc} ranks that finish (exit status {process.returncode}: {_reason(errors or '')})",
+            f"{nproc} ranks that finish (exit status {process.returncode}: {_reason(''.join(errors))})",
             "run it again to go on where it stopped, with fewer ranks, or under torchrun to see all that they say",
         )
+
+
+def _read(stream: IO[str] | None, lines: list[str], tell: bool) -> None:
+    """Keep what the ranks write to stderr; ``tell`` their progress."""
+    for line in stream or ():
+        lines.append(line)
+        if tell and line.startswith(PROGRESS):
+            print(line, end="", file=sys.stderr, flush=True)
 
 
 def _reason(errors: str) -> str:

@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING, Self
 if TYPE_CHECKING:
     from rich.progress import Progress
 
-__all__ = ["MeasureProgress"]
+__all__ = ["PROGRESS", "MeasureProgress"]
 
 PATIENCE_S = 2.0
 LINE_S = 20.0
+PROGRESS = "autoplan: measured"  # with what a line begins
 
 
 class MeasureProgress:
@@ -48,7 +49,7 @@ class MeasureProgress:
             left_s = (now_s - self._start_s) * (self._total_s / max(self._done_s, 1e-9) - 1)
             share = self._done_s / max(self._total_s, 1e-9)
             print(
-                f"autoplan: measured {share:.0%}, about {left_s:.0f} s left ({label})",
+                f"{PROGRESS} {share:.0%}, about {left_s:.0f} s left ({label})",
                 file=sys.stderr,
                 flush=True,
             )
