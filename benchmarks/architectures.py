@@ -53,9 +53,9 @@ class Row:
     forward_flops: int = 0
     tiny_flops: tuple[int, int] = (0, 0)
     torch_flops: tuple[int, int] = (0, 0)
-    leaves: tuple[str, ...] = ()
     build_s: float = 0.0
     trace_s: float = 0.0
+    trace_cpu_s: float = 0.0
 
     @property
     def flops_agree(self) -> bool:
@@ -88,7 +88,6 @@ def measure(architecture: Architecture, debug: bool = False) -> Row:
     row = Row(architecture.name, architecture.family)
     try:
         example = architecture.full()
-        row.leaves = example.leaves
         graph = _traced(example, row)
         _describe(graph, row)
         _compare_flops(architecture.tiny(), row)
@@ -110,14 +109,11 @@ def _traced(example: Example, row: Row) -> ModelGraph:
         model = example.build()
         batch = example.batch(example.samples)
     row.module_parameters = sum(p.numel() for p in model.parameters())
-    built = time.perf_counter()
-    graph = trace(model, batch, example.loss, Precision.BF16, **_leaves(example))
+    built, used = time.perf_counter(), time.process_time()
+    graph = trace(model, batch, example.loss, Precision(example.precision))
     row.build_s, row.trace_s = built - start, time.perf_counter() - built
+    row.trace_cpu_s = time.process_time() - used
     return graph
-
-
-def _leaves(example: Example) -> dict[str, tuple[str, ...]]:
-    return {"leaves": example.leaves} if example.leaves else {}
 
 
 def _describe(graph: ModelGraph, row: Row) -> None:
@@ -138,7 +134,7 @@ def total_flops(graph: ModelGraph) -> tuple[int, int]:
 def _compare_flops(example: Example, row: Row) -> None:
     torch.manual_seed(0)
     model, batch = example.build(), example.batch(example.samples)
-    row.tiny_flops = total_flops(trace(model, batch, example.loss, device="cpu", **_leaves(example)))
+    row.tiny_flops = total_flops(trace(model, batch, example.loss, device="cpu"))
     row.torch_flops = counted_flops(model, batch, example)
 
 
@@ -185,7 +181,7 @@ def line(row: Row) -> str:
     parity = "equal" if row.flops_agree else f"{row.tiny_flops} against {row.torch_flops}"
     blocks = " + ".join(f"{count}×{kind}" for kind, count in row.blocks.items() if "_" in kind)
     return (
-        f"{row.name:28} {row.parameters / 1e9:8.2f} B  {row.ops:5} ops  {row.trace_s:6.2f} s  "
+        f"{row.name:28} {row.parameters / 1e9:8.2f} B  {row.ops:5} ops  {row.trace_s:6.2f} s ({row.trace_cpu_s:.2f} of CPU)  "
         f"FLOPs {parity}  {blocks}"
     )
 
@@ -233,18 +229,18 @@ def _markdown(rows: list[Row], when: str) -> str:
         "",
         "Blocks are distinct repeated blocks × copies; FLOPs are compared at the tiny size, forward and backward.",
         "",
-        "| model | family | parameters | blocks × copies | ops | FLOPs forward | FLOPs as torch | seconds |",
-        "|---|---|--:|---|--:|--:|---|--:|",
+        "| model | family | parameters | blocks × copies | ops | FLOPs forward | FLOPs as torch | seconds | of CPU |",
+        "|---|---|--:|---|--:|--:|---|--:|--:|",
     ]
     for row in rows:
         if row.captured:
             blocks = ", ".join(f"{kind} × {n}" for kind, n in row.blocks.items() if "_" in kind)
             text.append(
                 f"| {row.name} | {row.family} | {row.parameters / 1e9:.2f} B | {blocks} | {row.ops} | "
-                f"{row.forward_flops:.2e} | {'equal' if row.flops_agree else 'differ'} | {row.trace_s:.1f} |"
+                f"{row.forward_flops:.2e} | {'equal' if row.flops_agree else 'differ'} | {row.trace_s:.1f} | {row.trace_cpu_s:.1f} |"
             )
         else:
-            text.append(f"| {row.name} | {row.family} | | not captured: {row.reason} | | | | |")
+            text.append(f"| {row.name} | {row.family} | | not captured: {row.reason} | | | | | |")
     return "\n".join(text) + "\n"
 
 

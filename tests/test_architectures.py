@@ -21,6 +21,9 @@ ALL = {architecture.name: architecture for architecture in (*DECODERS, *MIXTURES
 QUICK = ("llama-3-8b", "gemma-2-9b", "gpt2-xl", "mixtral-8x22b", "deepseek-v3", "mamba-2.8b")
 """One of each kind: dense, alternating, fused weights, routed, latent attention with dense layers first, recurrent."""
 
+ZERO_EXPERTS = {"longcat-flash"}
+"""Some rows go to experts that do nothing, as many as the router likes; the graph counts every row."""
+
 
 def check(architecture: Architecture) -> ModelGraph:
     example = architecture.tiny()
@@ -33,7 +36,11 @@ def check(architecture: Architecture) -> ModelGraph:
     got = run(graph, model, dict(zip(names, tensors, strict=True)))[graph.loss]
     torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-6)
     same_gradients(model, got, expected)
-    assert total_flops(graph) == counted_flops(model, batch, example)
+    ours, theirs = total_flops(graph), counted_flops(model, batch, example)
+    if architecture.name in ZERO_EXPERTS:
+        assert all(a >= b > 0 for a, b in zip(ours, theirs, strict=True))
+    else:
+        assert ours == theirs
     return graph
 
 

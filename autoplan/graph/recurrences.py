@@ -1,15 +1,12 @@
 """Loops over time steps in Hugging Face's models, run as one operator while the model is traced.
 
 Without their CUDA packages these models take one step after another in Python, which would put thousands of ops
-into the graph. The functions that do so are replaced, for the time of a trace, by the same mathematics
-around ``autoplan::linear_recurrence``.
+into the graph. Here is the same mathematics around ``autoplan::linear_recurrence``.
 """
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -18,7 +15,7 @@ from torch import Tensor
 
 from autoplan.graph.sources.linear_recurrence import linear_recurrence
 
-__all__ = ["loops_as_operators"]
+__all__ = ["gated_recurrence", "selective_scan"]
 
 
 def selective_scan(
@@ -73,32 +70,3 @@ def gated_recurrence(original: Callable[..., Any]) -> Callable[..., Any]:
         return state_BSD.to(hidden_states.dtype), state_BSD[:, -1]
 
     return scan
-
-
-_MODELS = "transformers.models"
-_SELECTIVE = ("mamba", "falcon_mamba", "jamba", "zamba")
-
-
-@contextmanager
-def _replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
-    before = getattr(owner, name)
-    setattr(owner, name, value)
-    try:
-        yield
-    finally:
-        setattr(owner, name, before)
-
-
-@contextmanager
-def loops_as_operators() -> Iterator[None]:
-    """Within, the loops of the models that are loaded run as operators."""
-    with ExitStack() as stack:
-        for name in _SELECTIVE:
-            module = sys.modules.get(f"{_MODELS}.{name}.modeling_{name}")
-            if hasattr(module, "mamba_selective_scan"):
-                stack.enter_context(_replaced(module, "mamba_selective_scan", selective_scan))
-        gemma = sys.modules.get(f"{_MODELS}.recurrent_gemma.modeling_recurrent_gemma")
-        unit: Any = getattr(gemma, "RecurrentGemmaRglru", None)
-        if hasattr(unit, "_rnn_scan"):
-            stack.enter_context(_replaced(unit, "_rnn_scan", gated_recurrence(unit._rnn_scan)))
-        yield

@@ -24,8 +24,8 @@ from autoplan.graph.export import CleanGraph, export_clean
 from autoplan.graph.fold import Repeat, find_repeats
 from autoplan.graph.gpu_kernels import DeviceKind
 from autoplan.graph.ir import Block, ModelGraph, Unit
+from autoplan.graph.loops import loops_as_operators
 from autoplan.graph.loss_weight import find_weight, mean_nodes
-from autoplan.graph.recurrences import loops_as_operators
 from autoplan.graph.routing import Routing
 from autoplan.graph.separable import meetings
 from autoplan.graph.skeleton import BlockCall, Skeleton, build_skeleton

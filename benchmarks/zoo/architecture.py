@@ -21,14 +21,14 @@ class Example:
             ``autoplan.graph.trace.trace`` takes, with values that the model can be run on.
         samples: how many samples a micro-batch has.
         loss: ``fn(output, batch) -> scalar``; None when the model returns its own.
-        leaves: the modules that ``trace`` is told to keep whole.
+        precision: what it computes in at the realistic size.
     """
 
     build: Callable[[], nn.Module]
     batch: Callable[[int], Any]
     samples: int = 1
     loss: Callable[[Any, Any], Tensor] | None = None
-    leaves: tuple[str, ...] = ()
+    precision: str = "bf16"
 
 
 @dataclass(frozen=True, slots=True)

@@ -32,7 +32,13 @@ SPECIAL_TOKENS = {"pad_token_id": None, "bos_token_id": 0, "eos_token_id": 1}
 
 
 def decoder(
-    name: str, kind: str, seq: int, full: dict[str, Any], tiny: dict[str, Any] | None = None, samples: int = 1
+    name: str,
+    kind: str,
+    seq: int,
+    full: dict[str, Any],
+    tiny: dict[str, Any] | None = None,
+    samples: int = 1,
+    precision: str = "bf16",
 ) -> Architecture:
     """The causal language model of ``model_type`` ``kind``.
 
@@ -45,12 +51,12 @@ def decoder(
     return Architecture(
         name,
         "decoder",
-        lambda: _example(kind, full | SPECIAL_TOKENS, seq, samples),
-        lambda: _example(kind, small | switches | (tiny or {}) | SPECIAL_TOKENS, TINY_SEQ, 2),
+        lambda: _example(kind, SPECIAL_TOKENS | full, seq, samples, precision),
+        lambda: _example(kind, SPECIAL_TOKENS | small | switches | (tiny or {}), TINY_SEQ, 2, "fp32"),
     )
 
 
-def _example(kind: str, fields: dict[str, Any], seq: int, samples: int) -> Example:
+def _example(kind: str, fields: dict[str, Any], seq: int, samples: int, precision: str) -> Example:
     from transformers import AutoConfig, AutoModelForCausalLM
 
     config = AutoConfig.for_model(kind, **fields)
@@ -64,7 +70,7 @@ def _example(kind: str, fields: dict[str, Any], seq: int, samples: int) -> Examp
         ids = torch.randint(2, config.get_text_config().vocab_size, (samples, seq))
         return {"input_ids": ids, "labels": ids.clone()}
 
-    return Example(build, batch, samples)
+    return Example(build, batch, samples, precision=precision)
 
 
 def _without_dropout(config: Any) -> None:

@@ -7,6 +7,7 @@ from zoo.causal_lm import decoder, sizes
 
 __all__ = ["DECODERS"]
 
+_ROPE = {"rope_type": "default", "rope_theta": 1e6}
 _GPT2_TINY = {"n_embd": 32, "n_layer": 4, "n_head": 4, "n_positions": 64, "vocab_size": 64}
 
 
@@ -19,8 +20,8 @@ DECODERS: tuple[Architecture, ...] = (
     decoder("mistral-7b", "mistral", 8192, sizes(4096, 14336, 32, 32, 8, 32000, sliding_window=4096),
             {"sliding_window": 8}),
     decoder("ministral-8b", "ministral", 8192, sizes(4096, 12288, 36, 32, 8, 131072, head_dim=128,
-            sliding_window=4096, layer_types=["full_attention", *["sliding_attention"] * 3] * 9),
-            {"sliding_window": 8, "layer_types": ["full_attention", "sliding_attention"] * 2}),
+            sliding_window=4096, layer_types=["full_attention", *["sliding_attention"] * 3] * 9,
+            rope_parameters=_ROPE), {"head_dim": 8, "rope_parameters": _ROPE, "sliding_window": 8, "layer_types": ["full_attention", "sliding_attention"] * 2}),
     decoder("qwen2-7b", "qwen2", 8192, sizes(3584, 18944, 28, 28, 4, 152064)),
     decoder("qwen3-32b", "qwen3", 8192, sizes(5120, 25600, 64, 64, 8, 151936, head_dim=128), {"head_dim":
             8}),
@@ -30,7 +31,8 @@ DECODERS: tuple[Architecture, ...] = (
             sliding_window=4096), {"head_dim": 8, "sliding_window": 8}),
     decoder("gemma-3-12b", "gemma3_text", 8192, sizes(3840, 15360, 48, 16, 8, 262208, head_dim=256,
             sliding_window=1024), {"head_dim": 8, "sliding_window": 8, "num_hidden_layers": 12}),
-    decoder("phi-2", "phi", 2048, sizes(2560, 10240, 32, 32, 32, 51200, partial_rotary_factor=0.4), {}),
+    decoder("phi-2", "phi", 2048, sizes(2560, 10240, 32, 32, 32, 51200, partial_rotary_factor=0.4),
+            {"partial_rotary_factor": 0.5}),
     decoder("phi-3-mini", "phi3", 4096, sizes(3072, 8192, 32, 32, 32, 32064, sliding_window=2047),
             {"sliding_window": 8}),
     decoder("olmo-7b", "olmo", 2048, sizes(4096, 11008, 32, 32, 32, 50304)),
@@ -57,7 +59,7 @@ DECODERS: tuple[Architecture, ...] = (
     decoder("starcoder-15b", "gpt_bigcode", 8192, {"n_embd": 6144, "n_layer": 40, "n_head": 48, "n_inner":
             24576, "n_positions": 8192, "vocab_size": 49152}, _GPT2_TINY | {"n_inner": 48}),
     decoder("openai-gpt", "openai-gpt", 512, {"n_embd": 768, "n_layer": 12, "n_head": 12, "n_positions":
-            512, "vocab_size": 40478}, _GPT2_TINY, samples=8),
+            512, "vocab_size": 40478}, _GPT2_TINY, samples=8, precision="fp32"),
     decoder("opt-66b", "opt", 2048, {"hidden_size": 9216, "ffn_dim": 36864, "num_hidden_layers": 64,
             "num_attention_heads": 72, "vocab_size": 50272, "max_position_embeddings": 2048,
             "word_embed_proj_dim": 9216}, {"ffn_dim": 48, "word_embed_proj_dim": 32}),
@@ -115,8 +117,8 @@ DECODERS: tuple[Architecture, ...] = (
             sliding_window=512), {"head_dim": 8, "sliding_window": 8}),
     decoder("modernbert-decoder-1b", "modernbert-decoder", 8192, {"hidden_size": 1792,
             "intermediate_size": 3840, "num_hidden_layers": 28, "num_attention_heads": 28, "vocab_size":
-            50368, "local_attention": 128}, {"local_attention": 8, "num_hidden_layers": 6, "cls_token_id":
-            2, "sep_token_id": 3}),
+            50368, "local_attention": 128, "pad_token_id": 50283}, {"local_attention": 8, "num_hidden_layers": 6,
+            "pad_token_id": 0, "cls_token_id": 2, "sep_token_id": 3}),
     decoder("ctrl", "ctrl", 256, {"n_embd": 1280, "dff": 8192, "n_layer": 48, "n_head": 16, "n_positions":
             256, "vocab_size": 246534}, _GPT2_TINY | {"dff": 48}, samples=8),
     decoder("hyperclovax-14b", "hyperclovax", 4096, sizes(6144, 14336, 38, 48, 8, 110592, head_dim=128),

@@ -114,7 +114,7 @@ MIXTURES: tuple[Architecture, ...] = (
             12288, "expert_ffn_hidden_size": 2048, "n_routed_experts": 512, "zero_expert_num": 256,
             "moe_topk": 12, "q_lora_rank": 1536, **_LATENT}, _LATENT_TINY | {"num_layers": 2,
             "ffn_hidden_size": 48, "expert_ffn_hidden_size": 24, "n_routed_experts": 8, "zero_expert_num":
-            4, "moe_topk": 2}),
+            4, "moe_topk": 2, "head_dim": 4}),
     decoder("jetmoe-8b", "jetmoe", 4096, sizes(2048, 5632, 24, 32, 16, 32000, kv_channels=128,
             num_local_experts=8, num_experts_per_tok=2), {"kv_channels": 8, "num_local_experts": 4,
             "num_experts_per_tok": 2}),
