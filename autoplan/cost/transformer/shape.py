@@ -129,7 +129,7 @@ class Transformer:
         if self.moe:
             total = total + mixture * (self.expert_parameters + self.common_parameters)
         head = np.where(self.tied, 0, 1)
-        final = np.where(np.asarray(self.vectors) > 2, 2, 1) * self.hidden
+        final = np.where(self.gated, 1, 2) * self.hidden
         return total + (1 + head) * self.embedding_parameters + self.positions * self.hidden + final
 
     def forward_flops_per_token(self, seq: Any, *, full_attention: bool) -> Any:
