@@ -15,6 +15,7 @@ from msgspec.structs import replace
 import autoplan
 from autoplan.errors import AutoplanError, ProfileError
 from autoplan.hardware import Cluster, MixedCluster, read_any
+from autoplan.search import search
 
 A100, H100 = Cluster.of("a100-80-sxm", nodes=2), Cluster.of("h100-sxm", nodes=2)
 MIXED = Cluster.of([("a100-80-sxm", 2), ("h100-sxm", 2)])
@@ -108,6 +109,7 @@ def test_a_file_names_the_parts(tmp_path: Path) -> None:
         ([("h100-sxm", 2), ("h1000", 2)], "expected a known profile"),
         ([("h100-sxm", 2), ("a100-80-sxm", 0)], "--nodes: got 0"),
         ([("h100-sxm", 2), ("cpu-gloo-4", 1)], "parts: got 'cpu-gloo-4', expected profiles with a network"),
+        ([("h100-sxm", 2), ("a100-80-sxm", 2**20)], "parts: got 8388624, expected at most 1048576 devices"),
         ([("h100-sxm", 2), 3], "parts: got 3, expected pairs of a profile and a number of nodes"),
     ],
 )
@@ -122,7 +124,7 @@ def test_what_wants_one_type_of_device_says_so() -> None:
     ):
         Cluster.of(MIXED)  # type: ignore[call-overload]
     with pytest.raises(ProfileError, match=r"cluster: got .*, expected one type of device"):
-        autoplan.search(lambda _: pytest.fail("traced"), autoplan.Job(global_batch=8), MIXED)  # type: ignore[arg-type]
+        search(lambda _: pytest.fail("traced"), autoplan.Job(global_batch=8), MIXED)  # type: ignore[arg-type]
     with pytest.raises(ProfileError, match=r"cluster: got .*, expected one type of device"):
         autoplan.parallelize(torch.nn.Linear(2, 2), torch.zeros(2, 2), cluster=MIXED)  # type: ignore[arg-type]
 

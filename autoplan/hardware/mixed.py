@@ -19,6 +19,8 @@ from autoplan.hardware.interpolate import greater
 
 __all__ = ["MixedCluster"]
 
+MOST_DEVICES = 2**20
+
 
 @dataclass(frozen=True)
 class MixedCluster:
@@ -40,12 +42,14 @@ class MixedCluster:
 
         Raises:
             ProfileError: fewer than two parts, no such profile, or one that cannot have that size or
-                has no network.
+                has no network; too many devices.
         """
         pairs = [_pair(part) for part in parts]
         if len(pairs) < 2:
             raise ProfileError("parts", len(pairs), "at least two", "use Cluster.of for one type of device")
         clusters = tuple(_part(profile, nodes) for profile, nodes in pairs)
+        if (world := sum(part.world_size for part in clusters)) > MOST_DEVICES:
+            raise ProfileError("parts", world, f"at most {MOST_DEVICES} devices in all", "take fewer nodes")
         return cls(name or "+".join(f"{part.name}:{part.nodes}" for part in clusters), clusters)
 
     @property
