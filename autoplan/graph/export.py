@@ -26,6 +26,7 @@ from torch.distributions import Distribution
 from torch.export.graph_signature import InputKind, OutputKind
 
 from autoplan.errors import AutoplanError, TraceError
+from autoplan.graph.functional import make_functional
 from autoplan.graph.functions import kept_functions
 from autoplan.graph.layer_drop import NoLayerDrop
 from autoplan.graph.substitute import substitute
@@ -79,6 +80,7 @@ def export_clean(
             kept_functions(),
         ):
             program = torch.export.export(module, args, kwargs, strict=False)
+        make_functional(program.graph)
         with mode:
             if _mutates(program.graph):
                 program = program.run_decompositions({})
