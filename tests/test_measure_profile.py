@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,11 +17,13 @@ from autoplan.hardware.gemm import attention_flops
 from autoplan.hardware.level import bus_factor
 from autoplan.hardware.machine import measured_source
 from autoplan.hardware.measure import measure_cluster
+from autoplan.hardware.measure_host import host_link
 from autoplan.hardware.measure_journal import journal_path
 from autoplan.hardware.measure_levels import hidden_share
 from autoplan.hardware.measure_points import (
     Attention,
     Beside,
+    Copy,
     Gemm,
     Launch,
     Memory,
@@ -32,6 +35,7 @@ from autoplan.hardware.measure_points import (
 from autoplan.hardware.measure_profile import Findings, assemble
 from autoplan.hardware.measure_run import Results
 from autoplan.hardware.measure_sizes import TINY, sizes_for
+from autoplan.hardware.nvml import GpuFacts
 from autoplan.hardware.topology import Topology, TopologyLevel
 
 CPU = torch.device("cpu")
@@ -180,6 +184,31 @@ def test_without_one_product_there_is_no_profile() -> None:
     keys = [point.key for point in findings().points if isinstance(point, Gemm)]
     with pytest.raises(ProfileError, match="products and streams that can be measured"):
         assembled(dict.fromkeys(keys, "out of memory"))
+
+
+def test_what_nvml_says_is_kept() -> None:
+    gpu = GpuFacts("0", 18, (), True, "", 63e9, 700.0)
+    found = dataclasses.replace(findings(), gpu=gpu)
+    run = measured_source(CPU, TWO_LEVELS, visits=2, samples=2, load=0.0, gpu=gpu)
+    cluster = assemble("made-up", found, run)
+    assert cluster.device.tdp_w == 700.0
+    assert cluster.sources["run"].settings["nvlinks"] == 18
+    assert cluster.sources["run"].settings["pcie_bytes_per_s"] == 63e9
+
+
+def test_copies_make_the_host_link() -> None:
+    points = [Copy(way, nbytes) for way in ("to_host", "from_host") for nbytes in (1 << 20, 1 << 26)]
+    both = [Copy("to_host", 1 << 26, both=True), Copy("from_host", 1 << 26, both=True)]
+    rates = {"to_host": 25e9, "from_host": 20e9}
+    seconds = {p.key: 1e-5 + p.nbytes / (rates[p.direction] * (0.5 if p.both else 1)) for p in points + both}
+    results = Results({key: [[time, time], [time]] for key, time in seconds.items()}, {})
+    host = host_link(points + both, results, 4, "run", "machine")
+    assert host is not None
+    assert host.to_host_bytes_per_s == pytest.approx(25e9, rel=0.01)
+    assert host.from_host_bytes_per_s == pytest.approx(20e9, rel=0.01)
+    assert host.both_bytes_per_s == pytest.approx(10e9, rel=0.01)
+    assert host.time_s(1 << 26, "to_host") == pytest.approx(seconds[Copy("to_host", 1 << 26).key], rel=0.01)
+    assert host_link(points[:2], results, 4, "run", "machine") is None, "one way only"
 
 
 def test_one_rank_has_memory_for_a_link() -> None:

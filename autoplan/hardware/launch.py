@@ -13,7 +13,7 @@ from collections.abc import Iterator, MutableMapping, Sequence
 from typing import IO
 
 from autoplan.errors import DistributedError
-from autoplan.hardware.machine import cores
+from autoplan.hardware.machine import cores, local_gpu
 from autoplan.hardware.measure_progress import PROGRESS
 
 __all__ = ["process_group", "spawn", "under_torchrun"]
@@ -44,7 +44,7 @@ def process_group() -> Iterator[int]:
     import torch.distributed as dist
 
     if torch.cuda.is_available():
-        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+        torch.cuda.set_device(local_gpu())
     dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo", timeout=COLLECTIVE_TIMEOUT)
     try:
         yield dist.get_rank()

@@ -15,14 +15,29 @@ import autoplan
 from autoplan.hardware.source import Source, SourceKind
 
 if TYPE_CHECKING:
+    from autoplan.hardware.nvml import GpuFacts
     from autoplan.hardware.topology import Topology
 
-__all__ = ["available_bytes", "cores", "device_memory_bytes", "device_name", "host_bytes", "measured_source"]
+__all__ = [
+    "available_bytes",
+    "cores",
+    "device_memory_bytes",
+    "device_name",
+    "host_bytes",
+    "local_gpu",
+    "measured_source",
+]
 
 
 def cores() -> int:
     """Cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def local_gpu(local_rank: int = 0) -> int:
+    """The GPU of this rank: the launcher's local rank counts before ``local_rank``; a rank that sees only
+    its own GPU (as srun can arrange) takes that."""
+    return int(os.environ.get("LOCAL_RANK", local_rank)) % torch.cuda.device_count()
 
 
 def device_name(device: torch.device) -> str:
@@ -79,7 +94,15 @@ def _cgroup(name: str) -> int | None:
     return int(text) if text.isdecimal() else None
 
 
-def measured_source(device: torch.device, topology: Topology, *, visits: int, samples: int, load: float) -> Source:
+def measured_source(
+    device: torch.device,
+    topology: Topology,
+    *,
+    visits: int,
+    samples: int,
+    load: float,
+    gpu: GpuFacts | None = None,
+) -> Source:
     """The record of this measurement: when, with what, under which load (of the last minute before it)."""
     versions = {"torch": str(torch.__version__), "python": platform.python_version()}
     if device.type == "cuda":
@@ -103,5 +126,6 @@ def measured_source(device: torch.device, topology: Topology, *, visits: int, sa
             "cores": cores(),
             "visits": visits,
             "load_before": round(load, 2),
+            **({"nvlinks": gpu.nvlinks, "pcie_bytes_per_s": gpu.pcie_bytes_per_s} if gpu is not None else {}),
         },
     )

@@ -15,7 +15,7 @@ import torch.distributed as dist
 import autoplan
 from autoplan.errors import AutoplanError
 from autoplan.hardware.cluster import Cluster
-from autoplan.hardware.machine import available_bytes, device_name, measured_source
+from autoplan.hardware.machine import available_bytes, device_name, local_gpu, measured_source
 from autoplan.hardware.measure_beside import measure_beside
 from autoplan.hardware.measure_clock import Clock
 from autoplan.hardware.measure_collectives import Ring, make_rings, message_call
@@ -55,7 +55,7 @@ class World:
         """Where this rank computes and sends from: its GPU where NCCL serves the group (or it is alone)."""
         served = "nccl" in str(dist.get_backend()) if dist.is_initialized() else True
         if served and torch.cuda.is_available():
-            return torch.device("cuda", self.rank % self.node_size)
+            return torch.device("cuda", local_gpu(self.rank % self.node_size))
         return torch.device("cpu")
 
 
@@ -144,7 +144,7 @@ def measure_cluster(
     load = os.getloadavg()[0]
     found = find(sizes, levels=levels, journal=journal, fresh=fresh, progress=progress)
     source = measured_source(
-        world.device, found.topology, visits=sizes.visits, samples=sizes.samples, load=load
+        world.device, found.topology, visits=sizes.visits, samples=sizes.samples, load=load, gpu=found.gpu
     )
     return _from_first(assemble(name, found, source), world)
 
