@@ -249,6 +249,8 @@ def _pieces() -> Iterator[Example]:
         operator.getitem, (Example(aten.topk.default, (normal(4, 8), 4)), 0), cuts="d0 d1", label="topk"
     )
     yield Example(aten.cat.default, ([normal(4, 8), normal(4, 12)], 1), cuts="d0")
+    for name in ("concat", "concatenate"):
+        yield Example(getattr(aten, name).default, ([normal(4, 8), normal(4, 12)], 1), cuts="d0")
     yield Example(aten.cat.default, ([normal(1, 8), normal(3, 8)], 0), cuts="d1", label="one-row")
     yield Example(aten.stack.default, ([normal(4, 8), normal(4, 8)], 1), cuts="d0 d2")
     yield Example(aten.stack.default, ([normal(4, 8), normal(4, 8)], -1), cuts="d0 d1", label="last")

@@ -7,9 +7,10 @@ from collections.abc import Iterator
 import torch
 from op_example import Example, aten, normal, positive, some, whole
 
-from autoplan.graph.sources import grouped_mm
+from autoplan.graph.functions import FunctionCall
+from autoplan.graph.sources import grouped_mm, linear_recurrence
 
-_ = grouped_mm  # registers torch.ops.autoplan.grouped_mm
+_ = grouped_mm, linear_recurrence  # they register torch.ops.autoplan.grouped_mm and linear_recurrence
 
 
 def other_examples() -> Iterator[Example]:
@@ -241,15 +242,22 @@ def _layers() -> Iterator[Example]:
         yield Example(getattr(aten, name).input, (x, h, weights(1), *rest), cuts="b", constant=frozen)
     sequence_first = (x.transpose(0, 1).contiguous(), h, weights(3), True, 1, 0.0, True, False, False)
     yield Example(aten.gru.input, sequence_first, cuts="b", label="sequence-first", constant=frozen)
+    scan = torch.ops.autoplan.linear_recurrence.default
+    yield Example(scan, (positive(4, 5, 8), normal(4, 5, 8), 1), cuts="d0 d2")
     ends = torch.tensor([3, 3, 8, 12])
     grouped = (normal(12, 8), normal(4, 8, 16), ends)
     yield Example(torch.ops.autoplan.grouped_mm.default, grouped, cuts="d f e")
     short = (normal(12, 8), normal(4, 8, 16), torch.tensor([3, 3, 8, 10]))
     yield Example(torch.ops.autoplan.grouped_mm.default, short, cuts="d f e", label="rows-left-over")
+    yield Example(aten.copy_.default, (whole(9, 4, 8), whole(9, 4, 8)))
     try:
         import transformers.integrations.moe
+        from transformers.models.bloom.modeling_bloom import GeLUFunction
+        from transformers.models.recurrent_gemma.modeling_recurrent_gemma import SqrtBoundDerivative
     except ImportError:
         return
+    yield Example(FunctionCall(GeLUFunction), (normal(4, 8),), cuts="d0 d1")
+    yield Example(FunctionCall(SqrtBoundDerivative), (positive(4, 8),), cuts="d0 d1")
     _ = transformers.integrations.moe
     int32 = (*grouped[:2], ends.int())
     yield Example(torch.ops.transformers.grouped_mm_fallback.default, int32, cuts="d f e")

@@ -28,6 +28,13 @@ def filled(node: fx.Node) -> AxisSpec | None:
     return AxisSpec(tuple(axes if like == shape else ((),) * len(like) for like in likes), axes, sizes)
 
 
+@register(_aten.copy_.default)
+def update(node: fx.Node) -> AxisSpec | None:
+    """A buffer that forward changes: every rank has all of it, and changes all of it."""
+    axes, sizes = plain(shape_of(node))
+    return AxisSpec((axes,) * len(tensor_arguments(node)), axes, sizes, fixed=frozenset(sizes))
+
+
 @register(_aten.arange.default, _aten.arange.start, _aten.arange.start_step, _aten.linspace.default,
           _aten.scalar_tensor.default, _aten.eye.default, _aten.eye.m, _aten.tril_indices.default,
           _aten.triu_indices.default, _aten.hann_window.default)  # fmt: skip

@@ -44,6 +44,12 @@ def shifted(node: fx.Node) -> AxisSpec | None:
     )
 
 
+@register("autoplan.linear_recurrence.default")
+def recurrence(node: fx.Node) -> AxisSpec | None:
+    """Decay and gain of one shape, along the dim that is time; linear in the gain."""
+    return along(node, (int(named(node, "dim")),), (1,))
+
+
 @register(_aten.tril.default, _aten.triu.default)
 def triangle(node: fx.Node) -> AxisSpec | None:
     """Of the last two dims."""

@@ -207,7 +207,7 @@ def getitem(node: fx.Node) -> AxisSpec | None:
     return AxisSpec((axes,), axes, sizes, fixed=uneven, linear=_FIRST)
 
 
-@register(_aten.cat.default, _aten.stack.default)
+@register(_aten.cat.default, _aten.concat.default, _aten.concatenate.default, _aten.stack.default)
 def cat(node: fx.Node) -> AxisSpec | None:
     """Joined along one dim, which stays whole."""
     sources = tensor_arguments(node)
