@@ -1,8 +1,8 @@
 """The measured tables of a profile: one TOML table per dtype or collective, its points as arrays.
 
-Every point ends in ``spread, samples, noisy``, which may be left out: the spread of its samples as
-(third quartile - first quartile) / median, how many there were (0: as many as the source says), and
-whether they scattered too much to be trusted.
+Every point ends in ``spread, samples, noisy``, which may be left out: how far, over the figure, a second
+measurement may lie from it (``measure_figure.figure_of`` says how that is found), how many samples there
+were (0: as many as the source says), and whether they scattered too much to be trusted.
 """
 
 from __future__ import annotations
