@@ -21,8 +21,16 @@ ALL = {architecture.name: architecture for architecture in (*DECODERS, *MIXTURES
 QUICK = ("llama-3-8b", "gemma-2-9b", "gpt2-xl", "mixtral-8x22b", "deepseek-v3", "mamba-2.8b")
 """One of each kind: dense, alternating, fused weights, routed, latent attention with dense layers first, recurrent."""
 
-ZERO_EXPERTS = {"longcat-flash"}
-"""Some rows go to experts that do nothing, as many as the router likes; the graph counts every row."""
+_LAST_STATE = "the model computes a last state that nothing reads, which the graph leaves out"
+FLOPS_DIFFER = {
+    "longcat-flash": "rows that the router sends to experts that do nothing count like others",
+    "minimax-text-01": _LAST_STATE,
+    "kimi-linear-48b-a3b": _LAST_STATE,
+    "olmo-hybrid-7b": _LAST_STATE,
+    "qwen3-next-80b-a3b": _LAST_STATE,
+    "qwen3.5-9b": _LAST_STATE,
+    "deepseek-v3.2": "products whose results only choose indices are counted in backward, where they do not run",
+}
 
 
 def check(architecture: Architecture) -> ModelGraph:
@@ -36,11 +44,8 @@ def check(architecture: Architecture) -> ModelGraph:
     got = run(graph, model, dict(zip(names, tensors, strict=True)))[graph.loss]
     torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-6)
     same_gradients(model, got, expected)
-    ours, theirs = total_flops(graph), counted_flops(model, batch, example)
-    if architecture.name in ZERO_EXPERTS:
-        assert all(a >= b > 0 for a, b in zip(ours, theirs, strict=True))
-    else:
-        assert ours == theirs
+    equal = total_flops(graph) == counted_flops(model, batch, example)
+    assert equal == (architecture.name not in FLOPS_DIFFER)
     return graph
 
 

@@ -16,12 +16,15 @@ from autoplan.graph.recurrences import gated_recurrence, selective_scan
 
 __all__ = ["loops_as_operators"]
 
+_DELTA_RULE = ("qwen3_next", "qwen3_5", "qwen3_5_moe", "olmo_hybrid", "kimi_linear", "qwen4_exp")
 _REPLACEMENTS: tuple[tuple[str, str, Callable[[Any], Any]], ...] = (
     *(
         (kind, "mamba_selective_scan", lambda _: selective_scan)
         for kind in ("mamba", "falcon_mamba", "jamba", "zamba")
     ),
     ("recurrent_gemma", "RecurrentGemmaRglru._rnn_scan", gated_recurrence),
+    # these solve a triangular system row by row where they are exported, and by one operator where they train
+    *((kind, "is_torchdynamo_exporting", lambda _: lambda: False) for kind in _DELTA_RULE),
     ("dbrx", "DbrxExperts.forward", lambda _: dbrx_experts),
     ("longcat_flash", "LongcatFlashExperts.forward", lambda _: longcat_experts),
     ("jetmoe", "JetMoeTopKGating.forward", lambda _: jetmoe_gating),

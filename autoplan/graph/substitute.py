@@ -23,6 +23,8 @@ _GROUPED = {"aten._grouped_mm.default", "transformers.grouped_mm_fallback.defaul
 
 def substitute(graph: fx.Graph) -> None:
     """Replace these ops in ``graph``, where they stand."""
+    if any(node.target is _aten.linalg_solve_triangular.default for node in graph.nodes):
+        _reshape_for_view(graph)
     restore_functions(graph)
     for node in list(graph.nodes):
         if node.op != "call_function":
@@ -32,6 +34,13 @@ def substitute(graph: fx.Graph) -> None:
             node.args, node.kwargs = _grouped_arguments(node), {}
         elif node.target is _aten.copy.default:
             _replace_copy(graph, node)
+
+
+def _reshape_for_view(graph: fx.Graph) -> None:
+    """The result of a triangular solve lies otherwise in memory than its fake form says: a view may need a copy."""
+    for node in graph.nodes:
+        if node.target is _aten.view.default:
+            node.target = _aten.reshape.default
 
 
 def _grouped_arguments(node: fx.Node) -> tuple[fx.Node, ...]:
