@@ -156,7 +156,8 @@ class Device(
             return grid(m, n, k)
         efficiency = self.attention_efficiency
         ceiling = efficiency.backward if backward else efficiency.forward
-        return self.peak(dtype) * attention_prior(batch, m, n, ceiling=ceiling, units=self.compute_units)
+        peak = self.peak(dtype)
+        return peak * attention_prior(batch, m, n, k, ceiling=ceiling, units=self.compute_units, peak=peak)
 
     def _stream_s(self, nbytes: Any) -> Any:
         if self._memory_curve is None:

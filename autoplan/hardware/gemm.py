@@ -17,6 +17,8 @@ EDGE = 16  # smallest granularity of the kernels' tiles
 HALF_DEPTH = 64  # contracted size at which half of the ceiling is reached on a CPU (assumed)
 EPILOGUE = 1.0  # share of writing a product's result that no multiplication covers (fitted: 0.5 to 3)
 HALF_KEYS = 256  # the same for keys in attention (assumed; FlashAttention-2, figures 4 to 6)
+CLOCK = 1.6e9  # of a multiprocessor, in the middle of A100's 1.4 and B200's 1.9 GHz
+EXPONENTIALS = 16  # a clock and multiprocessor; CUDA C++ programming guide, arithmetic throughput
 BACKWARD_FLOPS = 2.5  # of forward; FlashAttention-2 (Dao, 2023), section 4.1
 
 
@@ -66,10 +68,23 @@ def gemm_prior(
     return ceiling * depth * edges * _occupancy(tiles, units)
 
 
-def attention_prior(batch: Any, m: Any, n: Any, *, ceiling: float, units: int) -> Any:
-    """Fraction of peak for fused attention of m queries over n keys in ``batch`` sequences x heads."""
+def attention_prior(batch: Any, m: Any, n: Any, k: Any, *, ceiling: float, units: int, peak: float) -> Any:
+    """Fraction of peak for fused attention of m queries over n keys in ``batch`` sequences x heads.
+
+    Beside 4 k FLOP each score needs an exponential, of which a multiprocessor of a GPU makes 16 a clock
+    whatever its generation (FlashAttention-3, section 3.2); about a quarter of that shows. Narrow heads
+    are therefore slower, the more so the faster the multipliers.
+
+    Args:
+        ceiling: fraction reached by long sequences of heads of 128.
+        peak: FLOP/s of the device.
+    """
     tiles = batch * -(-m // TILE)
-    return ceiling * (n / (n + HALF_KEYS)) * _occupancy(tiles, units)
+    rate = ceiling * (n / (n + HALF_KEYS)) * _occupancy(tiles, units)
+    if not units:
+        return rate
+    half = peak / units / (CLOCK * EXPONENTIALS * 4)
+    return rate * (k / (k + half)) * ((128 + half) / 128)
 
 
 def attention_flops(batch: Any, m: Any, n: Any, k: Any, *, causal: bool, backward: bool) -> Any:

@@ -165,7 +165,7 @@ def _count(fields: Mapping[str, Any], name: str, where: str, usual: int | None =
 
 def _checked(value: Any, key: str, where: str, least: int) -> int:
     whole = isinstance(value, int) and not isinstance(value, bool)
-    if not whole or not least <= value <= 10**12:
+    if not whole or not least <= value <= 10**9:
         raise ModelError(
             f"{where}: {key}", value, f"a whole number of at least {least}", "correct the config"
         )

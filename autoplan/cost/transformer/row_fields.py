@@ -12,7 +12,7 @@ from autoplan.errors import InputError
 
 __all__ = ["Fields", "precision_name", "recompute_of", "zero_of"]
 
-LARGEST = 1e15
+LARGEST = 1e9  # no dimension, degree or batch is above; keeps products of them finite
 
 
 class Fields:

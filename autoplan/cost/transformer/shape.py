@@ -123,14 +123,15 @@ class Transformer:
     @property
     def parameters(self) -> Any:
         """Parameters in all."""
-        mixture = self.mixture_layers
-        each = self.attention_parameters + self.vector_parameters
-        total = self.layers * each + (self.layers - mixture) * self.mlp_parameters
+        layers, mixture = np.asarray(self.layers, dtype=float), self.mixture_layers
+        each = np.asarray(self.attention_parameters + self.vector_parameters, dtype=float)
+        total = layers * each + (layers - mixture) * self.mlp_parameters
         if self.moe:
             total = total + mixture * (self.expert_parameters + self.common_parameters)
         head = np.where(self.tied, 0, 1)
         final = np.where(self.gated, 1, 2) * self.hidden
-        return total + (1 + head) * self.embedding_parameters + self.positions * self.hidden + final
+        rows = np.asarray(self.embedding_parameters, dtype=float)
+        return total + (1 + head) * rows + self.positions * self.hidden + final
 
     def forward_flops_per_token(self, seq: Any, *, full_attention: bool) -> Any:
         """FLOP of one token's forward pass: 2 for each matrix element it meets, and attention's

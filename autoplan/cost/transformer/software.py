@@ -30,7 +30,8 @@ class Software:
         fused_loss: cross-entropy is one kernel that keeps only its gradient in 16 bit.
         recomputes_memory_bound: selective recomputation covers all that is no product, and
             parks products' results on the host where they do not fit (XLA's policies).
-        attention: speed of its fused attention over the best that the device has.
+        attention: speed of its fused attention over the best that the device has; ``attention_hopper`` the
+            same on Hopper and later, whose multipliers older kernels cannot keep busy.
         gradient_bytes: of an element as it travels.
         main_gradients: gradients add up in 32 bit.
         partition_gradients: ZeRO copies its share of the gradients to 32 bit before the step (DeepSpeed).
@@ -48,6 +49,7 @@ class Software:
     fused_loss: bool = False
     recomputes_memory_bound: bool = False
     attention: float = 1.0
+    attention_hopper: float = 1.0
     gradient_bytes: int = 2
     main_gradients: bool = True
     partition_gradients: bool = False
@@ -74,7 +76,7 @@ SOFTWARE: dict[str, Software] = {
         # The same without any overlap, as tests of single features run it.
         Software("megatron-core-plain", fused_loss=True, gradient_bytes=4),
         # torch FSDP in eager mode (Composer, torchtitan without compile, Accelerate).
-        Software("fsdp", overlap_dp=True, attention=0.5),
+        Software("fsdp", overlap_dp=True, attention=0.5, attention_hopper=0.4),
         # JAX under XLA (MaxText, Paxml): one compiled step.
         Software(
             "xla",

@@ -25,8 +25,8 @@ SHARPNESS = 4
 COLLECTIVE_OPS = 2.0
 """Ops that the host issues around each kind of collective: the call and the wait."""
 
-GROUPED = 0.7
-"""Rate of experts' products over that of one product with as many tiles (fitted: 0.8 on H100, 0.6 on B200)."""
+EXPERT_WIDTH = 900.0
+"""Width of an expert at which its products reach half the rate of one product with as many tiles (fitted)."""
 
 MEMORY_KERNELS = (8.0, 10.0)
 """Memory-bound kernels of a layer forward and backward, each with its launch."""
@@ -104,7 +104,8 @@ def work_times(
         dtype = formats.activations if product.core or not linear else formats.products
         forward_s, input_s, other_s = _product_s(product, dtype, cluster)
         if product.grouped:
-            forward_s, input_s, other_s = (s / GROUPED for s in (forward_s, input_s, other_s))
+            rate = _grouped_rate(product)
+            forward_s, input_s, other_s = (s / rate for s in (forward_s, input_s, other_s))
         if product.core:
             core_f, core_b = core_f + forward_s, core_b + input_s + other_s
             continue
@@ -114,7 +115,8 @@ def work_times(
         product_b = product_b + input_s
         weight_s = weight_s + np.where(c.frozen, 0.0, other_s)
     if works.attention is not None:
-        fused_f, fused_b = (s / software.attention for s in _fused_s(works, formats, cluster))
+        speed = software.attention_hopper if _is_hopper(cluster) else software.attention
+        fused_f, fused_b = (s / speed for s in _fused_s(works, formats, cluster))
         stream = device.memory_bytes_per_s * device.memory_efficiency
         core_f = np.where(c.flash, fused_f, core_f + works.core_bytes / stream)
         core_b = np.where(c.flash, fused_b, core_b + works.core_backward_bytes / stream)
@@ -134,6 +136,12 @@ def work_times(
     return Passes(forward, backward, weight_s)
 
 
+def _is_hopper(cluster: Cluster) -> bool:
+    """Hopper or later, by what one multiprocessor multiplies (H100 7.5 TFLOP/s, A100 2.9)."""
+    device = cluster.device
+    return bool(device.compute_units) and device.peak_flops.get("bfloat16", 0) > 5e12 * device.compute_units
+
+
 def _product_s(product: Product, dtype: str, cluster: Cluster) -> tuple[Any, Any, Any]:
     """Forward, for the input and for the other operand; a product that a configuration lacks takes none."""
     b, m = product.batch, product.m
@@ -143,6 +151,12 @@ def _product_s(product: Product, dtype: str, cluster: Cluster) -> tuple[Any, Any
     sizes = ((b, m, n, k), (b, m, k, n), (b, k, n, m))
     forward_s, input_s, other_s = (there * time_s(size, dtype) for size in sizes)
     return forward_s, input_s, other_s
+
+
+def _grouped_rate(product: Product) -> Any:
+    """Rate of experts' products over that of one product with as many tiles: narrow experts are slow."""
+    width = np.minimum(product.n, product.k)
+    return width / (width + EXPERT_WIDTH)
 
 
 def _with_casts(
