@@ -211,6 +211,11 @@ def _products() -> Iterator[Example]:
     yield Example(aten.matmul.default, (normal(12), normal(4, 12, 20)), cuts="d0 n k", label="left-vector")
     for name in ("outer", "ger"):
         yield Example(getattr(aten, name).default, (normal(8), normal(12)), cuts="m n")
+    lower = torch.eye(6, dtype=torch.float64) * 3 + normal(4, 1, 6, 6).tril(-1)
+    solve = aten.linalg_solve_triangular.default
+    yield Example(solve, (lower, normal(4, 8, 6, 12)), {"upper": False}, cuts="d0 d1 d3")
+    right = {"upper": False, "left": False}
+    yield Example(solve, (lower, normal(4, 8, 12, 6)), right, cuts="d0 d1 d2", label="right")
     bmm = (normal(4, 8, 12), normal(4, 12, 20))
     yield Example(
         aten.baddbmm.default, (normal(4, 1, 20), *bmm), {"beta": 2.0, "alpha": 0.5}, cuts="d0 m n k"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -9,7 +11,10 @@ import own_ops
 import pytest
 import torch
 from equality import Case, difference, plan_for
+from op_example import Example, normal
 from ranks import Ranks
+from test_axes import Call, check
+from test_readme import README
 from torch import Tensor, fx, nn
 
 import autoplan
@@ -235,6 +240,24 @@ def test_the_search_cuts_them_where_that_pays(registered: None) -> None:
     assert plan is not None
     (layouts,) = (layouts for kind, layouts in plan.layouts.items() if kind.startswith("OwnBlock"))
     assert (layouts["head_norm"], layouts["bounded"]) == ("cut h", "cut f")
+
+
+def test_the_op_of_the_readme_is_cut_right() -> None:
+    before = dict(_RULES)
+    place: dict[str, Any] = {}
+    source = re.search(r"# own_op\.py\n(.*?)```", README, re.DOTALL)
+    assert source is not None
+    exec(source[1], place)
+    example = Example(torch.ops.shop.scale_heads.default, (normal(4, 2, 24), normal(8), 8))
+    for call in (Call(example, graded) for graded in itertools.product((True, False), repeat=2)):
+        for degree in (2, 4):
+            found = strategies(call.block, call.op, degree)
+            for strategy in found:
+                check(call, strategy, degree)
+            if degree == 2:
+                assert {s.name for s in found} == {"R", "cut b", "cut s", "cut h"}
+    _RULES.clear()
+    _RULES.update(before)
 
 
 def _train(seed: int | None) -> float:

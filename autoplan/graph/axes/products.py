@@ -8,7 +8,7 @@ from dataclasses import replace
 import torch
 from torch import fx
 
-from autoplan.graph.axes.spec import AxisSpec, Dims, plain, register, shape_of
+from autoplan.graph.axes.spec import AxisSpec, Dims, named, plain, register, shape_of
 from autoplan.graph.gemms import argument, tensor_arguments
 from autoplan.graph.layout import PARTIAL, REPLICATE, shard
 from autoplan.graph.strategy import Strategy
@@ -72,6 +72,28 @@ def _matmul(a: tuple[int, ...], b: tuple[int, ...], shape: tuple[int, ...]) -> A
     right: Dims = (*leading(b[:-2]), ("k",), *((("n",),) if n else ()))
     output: Dims = (*lead, *((("m",),) if m else ()), *((("n",),) if n else ()))
     return AxisSpec((left, right), output, sizes, gemm=roles)
+
+
+@register(_aten.linalg_solve_triangular.default)
+def solve_triangular(node: fx.Node) -> AxisSpec | None:
+    """``… n n, … n k -> … n k`` (or ``… k n`` on the right): every right-hand side by itself."""
+    matrix, sides, shape = shape_of(node.args[0]), shape_of(node.args[1]), shape_of(node)
+    output, sizes = plain(shape)
+    own = [
+        tuple(output[i - len(given)] if n > 1 else () for i, n in enumerate(given))
+        for given in (matrix, sides)
+    ]
+    solved = output[-2] if named(node, "left") else output[-1]
+    return AxisSpec(
+        (
+            (*own[0][:-2], (), ()),
+            own[1],
+        ),
+        output,
+        sizes,
+        fixed=frozenset(solved),
+        linear=frozenset({1}),
+    )
 
 
 @register(_aten.outer.default, _aten.ger.default)
