@@ -217,7 +217,7 @@ def rank(args: argparse.Namespace) -> int:
         results = found.results
         if args.out.stem == "second":
             shapes = sorted({(p.level, p.group) for p in unseen_points if isinstance(p, Message)})
-            rings = {(stride, size): make_ring(size, stride, world, number) for stride, size in shapes}
+            rings = {(stride, size): make_ring(size, stride, world, world, number) for stride, size in shapes}
             clock = Clock(found.device, world, world, sizes.samples, sizes.window_s)
             results = run_points(unseen_points, sizes.visits, Bench(clock, rings).measure, Journal(None, {}))
     if number != 0:

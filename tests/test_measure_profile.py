@@ -17,6 +17,7 @@ from autoplan.hardware.gemm import attention_flops
 from autoplan.hardware.level import bus_factor
 from autoplan.hardware.machine import measured_source
 from autoplan.hardware.measure import measure_cluster
+from autoplan.hardware.measure_collectives import ring_starts
 from autoplan.hardware.measure_host import host_link
 from autoplan.hardware.measure_journal import journal_path
 from autoplan.hardware.measure_levels import hidden_share
@@ -223,6 +224,15 @@ def test_one_rank_has_memory_for_a_link() -> None:
 
 def test_group_sizes() -> None:
     assert [group_sizes(n) for n in (1, 2, 3, 6, 8)] == [[], [2], [2, 3], [2, 4, 6], [2, 4, 8]]
+
+
+def test_groups_of_a_level() -> None:
+    assert ring_starts(2, 1, 4, 8) == [0, 2, 4, 6]
+    assert ring_starts(4, 1, 4, 8) == [0, 4]
+    assert ring_starts(2, 4, 8, 8) == [0, 1, 2, 3]
+    assert ring_starts(2, 2, 8, 8) == [0, 1, 4, 5]
+    assert ring_starts(2, 1, 3, 6) == [0, 3], "the third rank of three is in no whole pair"
+    assert ring_starts(3, 1, 3, 3) == [0]
 
 
 def test_messages_go_from_1_kib_to_256_mib_on_every_level_alone_and_all_at_once() -> None:

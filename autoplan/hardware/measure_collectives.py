@@ -12,7 +12,7 @@ from autoplan.hardware.level import COLLECTIVES
 from autoplan.hardware.measure_points import Message, group_sizes
 from autoplan.hardware.topology import Topology
 
-__all__ = ["Ring", "collective_call", "make_ring", "make_rings", "message_call"]
+__all__ = ["Ring", "collective_call", "make_ring", "make_rings", "message_call", "ring_starts"]
 
 # torch 2.13 renamed these two; earlier versions have only the long names.
 _all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
@@ -38,27 +38,37 @@ def make_rings(topology: Topology, rank: int) -> dict[tuple[int, int], Ring | No
     for index, level in enumerate(topology.levels):
         unit = topology.unit(index)
         for size in group_sizes(level.size):
-            rings[index, size] = make_ring(size, unit, level.size * unit, rank)
+            rings[index, size] = make_ring(size, unit, level.size * unit, topology.world, rank)
     return rings
 
 
-def make_ring(size: int, stride: int, span: int, rank: int) -> Ring | None:
-    """Cut every ``span`` ranks into groups of ``size`` ranks ``stride`` apart; all members must call this.
+def make_ring(size: int, stride: int, span: int, world: int, rank: int) -> Ring | None:
+    """Cut every ``span`` ranks into groups of ``size`` ranks ``stride`` apart; every rank must call this.
 
-    None for a rank that is in no whole group (it still takes part in the measuring's barriers).
-
-    >>> [place % 2 for place in range(4)]  # stride 2: ranks 0 and 2 make a group, 1 and 3 another
-    [0, 1, 0, 1]
+    None for a rank that is in no whole group (it still takes part in the measuring's barriers). Groups
+    are made by all ranks in turn: torch names those that only their members make by their members, so that
+    a second one finds the addresses of the first.
     """
-    begin, place = rank - rank % span, rank % span
-    block = place // (size * stride)
-    first = begin + block * size * stride + place % stride
-    if (block + 1) * size * stride > span:
-        return None
-    members = [first + i * stride for i in range(size)]
-    group = dist.new_group(members, use_local_synchronization=True)
-    assert isinstance(group, dist.ProcessGroup)
-    return Ring(group, size, stride, rank, first)
+    mine = None
+    for first in ring_starts(size, stride, span, world):
+        members = [first + i * stride for i in range(size)]
+        group = dist.new_group(members)
+        if rank in members and isinstance(group, dist.ProcessGroup):
+            mine = Ring(group, size, stride, rank, first)
+    return mine
+
+
+def ring_starts(size: int, stride: int, span: int, world: int) -> list[int]:
+    """The first rank of every whole group.
+
+    >>> ring_starts(2, 2, 4, 8)  # 0 and 2, 1 and 3, 4 and 6, 5 and 7
+    [0, 1, 4, 5]
+    """
+    return [
+        start
+        for start in range(world)
+        if start % span % (size * stride) < stride and start % span + (size - 1) * stride < span
+    ]
 
 
 def message_call(point: Message, ring: Ring | None, device: torch.device) -> Call:
