@@ -211,7 +211,7 @@ def speed(count: int = 200_000) -> dict[str, float]:
         price_configurations(shape_of_size(SIZES[name]), configuration, cluster)
         return round(count / (time.perf_counter() - began), -3)
 
-    return {name: max(rate(name) for _ in range(3)) for name in ("llama3-70b", "mixtral-8x7b")}
+    return {name: max(rate(name) for _ in range(6)) for name in ("llama3-70b", "mixtral-8x7b")}
 
 
 def markdown(report: dict[str, Any]) -> str:

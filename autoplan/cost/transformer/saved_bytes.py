@@ -100,4 +100,4 @@ def ends_saved_bytes(shape: Transformer, c: Configuration, software: Software) -
     """
     rows = c.tokens * shape.hidden / c.sequence_cut
     first = (1 if software.dropout else 0) * rows
-    return first, 4 * rows + 6 * c.tokens * shape.vocabulary / c.tp
+    return first, 4 * rows + software.logit_bytes * c.tokens * shape.vocabulary / c.tp

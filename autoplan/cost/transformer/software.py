@@ -33,6 +33,8 @@ class Software:
         attention: speed of its fused attention over the best that the device has; ``attention_hopper`` the
             same on Hopper and later, whose multipliers older kernels cannot keep busy.
         gradient_bytes: of an element as it travels.
+        logit_bytes: of one logit and what the loss keeps beside it: 16 bits and 32 bits, and where its
+            exponentials have a place of their own 32 bits more.
         main_gradients: gradients add up in 32 bit.
         partition_gradients: ZeRO copies its share of the gradients to 32 bit before the step (DeepSpeed).
     """
@@ -51,6 +53,7 @@ class Software:
     attention: float = 1.0
     attention_hopper: float = 1.0
     gradient_bytes: int = 2
+    logit_bytes: int = 6
     main_gradients: bool = True
     partition_gradients: bool = False
 
@@ -59,9 +62,15 @@ SOFTWARE: dict[str, Software] = {
     s.name: s
     for s in (
         # Megatron-LM as of SC21: 1F1B with synchronous sends, one all-reduce of 32-bit gradients at the end.
-        Software("megatron", dropout=True, gradient_bytes=4),
+        Software("megatron", dropout=True, gradient_bytes=4, logit_bytes=10),
         # Megatron-DeepSpeed: the same layers; gradients stay in 16 bit with fp16.
-        Software("megatron-deepspeed", dropout=True, main_gradients=False, partition_gradients=True),
+        Software(
+            "megatron-deepspeed",
+            dropout=True,
+            logit_bytes=10,
+            main_gradients=False,
+            partition_gradients=True,
+        ),
         # Megatron-Core, NeMo and Megatron-Bridge recipes: everything overlaps, whole layers are graphs,
         # gradients are reduced and kept in 16 bit.
         Software(
