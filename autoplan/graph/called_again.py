@@ -51,8 +51,8 @@ def with_called_again(model: nn.Module, repeats: list[Repeat], counts: Counter[s
 def _may_be_block(part: nn.Module) -> bool:
     """A module with parameters and submodules of its own, none of them folded or with running statistics."""
     return (
-        type(part) is not BlockStub
+        not isinstance(part, BlockStub)
         and next(part.children(), None) is not None
         and next(part.parameters(), None) is not None
-        and not any(type(inner) is BlockStub or isinstance(inner, _NormBase) for inner in part.modules())
+        and not any(isinstance(inner, BlockStub | _NormBase) for inner in part.modules())
     )

@@ -26,6 +26,7 @@ from torch.distributions import Distribution
 from torch.export.graph_signature import InputKind, OutputKind
 
 from autoplan.errors import AutoplanError, TraceError
+from autoplan.graph.faithful import check_numbers, faithful, keep_no_grad
 from autoplan.graph.functional import make_functional
 from autoplan.graph.functions import kept_functions
 from autoplan.graph.layer_drop import NoLayerDrop
@@ -34,11 +35,19 @@ from autoplan.graph.substitute import substitute
 __all__ = ["CleanGraph", "export_clean", "not_captured"]
 
 _aten = torch.ops.aten
-_DROPPED = (_aten._assert_tensor_metadata.default, _aten._assert_async.msg, _aten._assert_async.default)
+_DROPPED = (
+    _aten._assert_tensor_metadata.default,
+    _aten._assert_async.msg,
+    _aten._assert_async.default,
+    _aten._assert_scalar.default,
+    _aten.sym_constrain_range.default,
+    _aten.sym_constrain_range_for_size.default,
+)
 _BATCH_NORMS = {
     _aten.batch_norm.default: 5,
     _aten.instance_norm.default: 5,
 }  # where it says: use the batch's statistics
+_MOVES = (_aten.transpose.int, _aten.permute.default)
 _CASTS = (_aten.to.dtype, _aten.to.dtype_layout, _aten.to.device, _aten._to_copy.default)
 
 
@@ -75,6 +84,7 @@ def export_clean(
     try:
         with (
             mode,
+            faithful(path or type(module).__name__),
             NoLayerDrop(path or type(module).__name__),
             _unvalidated_distributions(),
             kept_functions(),
@@ -82,12 +92,24 @@ def export_clean(
             program = torch.export.export(module, args, kwargs, strict=False)
         make_functional(program.graph)
         with mode:
-            if _mutates(program.graph):
+            if any(
+                _mutates(part.graph)
+                for part in program.graph_module.modules()
+                if isinstance(part, fx.GraphModule)
+            ):
+                keep_no_grad(program.graph_module)
                 program = program.run_decompositions({})
     except AutoplanError:
         raise
     except Exception as error:
         raise not_captured(path or type(module).__name__, error) from error
+    if written := program.graph_signature.parameters_to_mutate:
+        raise TraceError(
+            path,
+            sorted(name.removeprefix(root) for name in written.values()),
+            "no parameter that forward changes",
+            "change parameters between optimizer steps, or compute the weight anew (torch.nn.utils.parametrize)",
+        )
     if changed := program.graph_signature.user_inputs_to_mutate:
         raise TraceError(
             path,
@@ -95,7 +117,9 @@ def export_clean(
             "no input that forward changes in place",
             "let forward change a copy: x = x.clone()",
         )
-    return _clean(program, path, root, outputs)
+    clean = _clean(program, path, root, outputs)
+    check_numbers(clean.graph, path)
+    return clean
 
 
 @contextlib.contextmanager
@@ -248,6 +272,9 @@ def _copy_body(source: fx.Graph, owner: fx.GraphModule, graph: fx.Graph, env: di
         else:
             new = graph.node_copy(node, lambda n: env[n])
             new.meta["val"] = node.meta.get("val")
+            if node.target is _aten.view.default and getattr(node.args[0], "target", None) in _MOVES:
+                # the kernel that runs may lay out its result in another way than the fake one
+                new.target = _aten.reshape.default
             env[node] = new
 
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 import torch.utils._pytree as pytree
@@ -152,10 +152,13 @@ class BlockStub(nn.Module):
     Its parent may read the block's attributes (its attention's type), ask whether it is of the block's class, and
     hang hooks on it. It may hang hooks on the block's children too; what such a hook takes out of the block shows
     up as a constant tensor in the parent's graph, and is refused.
+
+    Made by ``stub_of``, which makes it of the block's class too: for ``isinstance``, and because torch.export puts
+    a module that it met under two names in a proxy of the same class, whose forward must be this one.
     """
 
     def __init__(self, repeat: int, path: str, block: nn.Module, counters: dict[str, int]) -> None:
-        super().__init__()
+        nn.Module.__init__(self)  # and not the block's
         self._stub = repeat, path
         self.__dict__.update(counters)
         self.__dict__["_block"] = block  # not a submodule: its parameters are not the skeleton's
@@ -163,10 +166,28 @@ class BlockStub(nn.Module):
     def __getattr__(self, name: str) -> Any:
         return getattr(self.__dict__["_block"], name)
 
-    @property
-    def __class__(self) -> type:  # type: ignore[override]
-        """For ``isinstance``: both this class, which is its type, and the block's."""
-        return type(self.__dict__["_block"])
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return nn.Module.__call__(self, *args, **kwargs)
+
+    def __len__(self) -> int:
+        return len(self.__dict__["_block"])
+
+    def __bool__(self) -> bool:
+        return bool(self.__dict__["_block"])
+
+    def __iter__(self) -> NoReturn:
+        self._opened()
+
+    def __getitem__(self, index: Any) -> NoReturn:
+        self._opened()
+
+    def _opened(self) -> NoReturn:
+        raise TraceError(
+            self._stub[1],
+            "a repeated block whose parts its parent runs",
+            "blocks that are called as a whole",
+            "call the block, or keep its layers in a ModuleList of the parent",
+        )
 
     def named_children(self) -> Iterator[tuple[str, nn.Module]]:
         return self.__dict__["_block"].named_children()
@@ -179,6 +200,15 @@ class BlockStub(nn.Module):
         _ACTIVE.append(record)
         outputs = torch.ops.autoplan.block(tensors, len(_ACTIVE) - 1)
         return record.output(outputs, tensors)
+
+
+def stub_of(repeat: int, path: str, block: nn.Module, counters: dict[str, int]) -> BlockStub:
+    """A stub of the block's own class."""
+    own = type(block)
+    made = type(
+        own.__name__, (BlockStub, own), {"__module__": own.__module__, "__qualname__": own.__qualname__}
+    )
+    return made(repeat, path, block, counters)
 
 
 @dataclass(slots=True)
@@ -223,7 +253,7 @@ def build_skeleton(model: nn.Module, repeats: list[Repeat], dtype: torch.dtype |
         counted.append(_watch(block, repeat.counters))
         for path, module in zip(repeat.paths, repeat.modules, strict=True):
             counters = {name: value for name, value in vars(module).items() if name in repeat.counters}
-            memo[id(module)] = BlockStub(index, path, block, counters)
+            memo[id(module)] = stub_of(index, path, block, counters)
     return Skeleton(_fake_copy(model, memo, mode, dtype), mode, repeats, dtype, counted)
 
 

@@ -20,7 +20,8 @@ from autoplan.graph.bands import Band
 from autoplan.graph.called_again import count_calls, with_called_again
 from autoplan.graph.causal import free_bands, use_bands
 from autoplan.graph.chain import Chain, Link, cut_chain
-from autoplan.graph.export import CleanGraph, export_clean
+from autoplan.graph.export import CleanGraph, export_clean, not_captured
+from autoplan.graph.faithful import check_hooks
 from autoplan.graph.fold import Repeat, find_repeats
 from autoplan.graph.gpu_kernels import DeviceKind
 from autoplan.graph.ir import Block, ModelGraph, Unit
@@ -66,6 +67,7 @@ def trace(
         TraceError: the model or one of its blocks cannot be captured.
         ModelError: the batch or the loss is not of the form above.
     """
+    check_hooks(model)
     dtype = None if precision is None else getattr(torch, precision.compute_dtype)
     names, tensors, spec = flatten_batch(batch)
     repeats = find_repeats(model) if fold else []
@@ -79,7 +81,10 @@ def trace(
     shapes = {
         n: (tuple(t.shape), str(t.dtype).removeprefix("torch.")) for n, t in zip(names, fakes, strict=True)
     }
-    return builder.build(name or type(model).__name__, int(tensors[0].shape[0]), shapes)
+    try:
+        return builder.build(name or type(model).__name__, int(tensors[0].shape[0]), shapes)
+    except RuntimeError as error:  # torch cannot run an op of the graph on its own
+        raise not_captured(type(model).__name__, error) from error
 
 
 def _export_skeleton(
@@ -250,6 +255,7 @@ class _Builder:
             unused=_unused(self.model, units, kinds),
         )
         graph.meetings = (*reasons, *meetings(graph, means))
+        _check_trainable(graph, self.model)
         graph.fingerprint = _fingerprint(graph)
         return graph
 
@@ -439,6 +445,16 @@ def _tied(
             full = f"{unit.path}.{relative}" if unit.path else relative
             groups.setdefault(id(by_name[full]), []).append((unit.name, value))
     return tuple(tuple(group) for group in groups.values() if len(group) > 1)
+
+
+def _check_trainable(graph: ModelGraph, model: nn.Module) -> None:
+    """A loss that no parameter has a part in was captured wrong, or is no training."""
+    trainable = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+    if trainable and all(name in graph.unused for name in trainable):
+        raise TraceError(
+            "loss", f"a loss that reads none of the {len(trainable)} trainable parameters",
+            "a loss of the model's output", "return the loss of what the model computed, without torch.no_grad",
+        )  # fmt: skip
 
 
 def _unused(model: nn.Module, units: list[Unit], kinds: dict[str, Block]) -> dict[str, tuple[int, ...]]:

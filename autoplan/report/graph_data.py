@@ -29,6 +29,8 @@ def graph_json(graph: ModelGraph) -> dict[str, Any]:
         "loss": graph.loss,
         "weight": graph.weight,
         "tied": [[{"unit": unit, "value": value} for unit, value in group] for group in graph.tied],
+        "unused": {name: list(shape) for name, shape in graph.unused.items()},
+        "meetings": list(graph.meetings),
         "units": [
             {
                 "name": unit.name,

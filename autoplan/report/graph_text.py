@@ -63,6 +63,10 @@ def _chain(graph: ModelGraph) -> Iterator[str]:
     widths = [max(len(row[i]) for row in rows) for i in range(2)]
     for names, times, kinds in rows:
         yield f"  {names:<{widths[0]}}  {times:>{widths[1]}} × {kinds}"
+    if graph.unused:
+        yield f"  never read: {compress_names(list(graph.unused))}"
+    for meeting in graph.meetings:
+        yield f"  samples meet, so the batch stays whole: {meeting}"
     for group in graph.tied:
         yield f"  tied: {' = '.join(_tied_name(graph, unit, value) for unit, value in group)}"
 
