@@ -46,6 +46,12 @@ def test_an_unknown_name_is_an_attribute_error() -> None:
         autoplan.parallelise  # noqa: B018 (reading it is the test)
 
 
+def test_search_is_a_function_also_once_its_package_is_loaded() -> None:
+    importlib.import_module("autoplan.search.outer")
+    with pytest.raises(TypeError, match="cluster"):
+        autoplan.search(None, None)  # type: ignore[call-arg]
+
+
 @pytest.mark.parametrize("name", MODULES)
 def test_every_module_exports_what_it_says_and_documents_it(name: str) -> None:
     module = importlib.import_module(name)

@@ -6,6 +6,8 @@ Names are loaded when they are first used: neither torch nor ortools comes in wi
 from __future__ import annotations
 
 import importlib
+import sys
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -22,3 +24,13 @@ def __getattr__(name: str) -> Any:
     value = getattr(importlib.import_module(home), name)
     globals()[name] = value
     return value
+
+
+class _Package(ModuleType):
+    """``autoplan.search`` names this package and the function alike: called, the package is the function."""
+
+    def __call__(self, *args: Any, **options: Any) -> SearchResult:
+        return __getattr__("search")(*args, **options)
+
+
+sys.modules[__name__].__class__ = _Package
