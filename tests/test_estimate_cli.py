@@ -76,6 +76,21 @@ def test_what_does_not_fit_is_priced_all_the_same(capsys: pytest.CaptureFixture[
 
 
 @pytest.mark.parametrize(
+    "words", [["--pp", "4"], ["--pp", "4", "--vpp", "5"], ["--pp", "4", "--schedule", "zb-h1"], ["--pp", "1"]]
+)
+def test_the_simulated_step_is_near_the_closed_form(
+    words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "trace.json"
+    found = estimate(capsys, *ONE, *words, "--trace", str(path))
+    trace = json.loads(path.read_text())
+    assert trace["otherData"]["schedule"] == found["plan"]["schedule"]
+    assert trace["otherData"]["step_time_s"] == pytest.approx(found["estimate"]["step_time_s"], rel=0.03)
+    passes = [event for event in trace["traceEvents"] if event["ph"] == "X"]
+    assert len(passes) >= 2 * found["plan"]["num_micro_batches"] * found["plan"]["pp"] * found["plan"]["vpp"]
+
+
+@pytest.mark.parametrize(
     ("words", "message"),
     [
         (["--tp", "7"], "divides the 64 devices"),

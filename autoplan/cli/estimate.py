@@ -147,6 +147,11 @@ def _add_choices(parser: argparse.ArgumentParser) -> None:
         type=one_of("--program", *_PROGRAMS),
         help=f"what trains, with its overlaps and fusions: {', '.join(_PROGRAMS)} (default: megatron-core)",
     )
+    choices.add_argument(
+        "--trace",
+        metavar="FILE",
+        help="simulate the step event by event, and write it for Perfetto or chrome://tracing",
+    )
     choices.add_argument("--json", action="store_true", help="print the whole result as JSON")
 
 
@@ -191,6 +196,9 @@ def _run_one(args: argparse.Namespace) -> int:
         shape, configuration, cluster, formats_of(args.precision), SOFTWARE[args.program], schedule
     )
     plan = _plan(args, configuration, schedule, [stage.layers for stage in estimate.stages])
+    if args.trace is not None:
+        run_of = (shape, configuration, formats_of(args.precision), SOFTWARE[args.program], cluster, schedule)
+        _write_trace(args.trace, name, run_of)
     if args.json:
         print(json.dumps({"status": "priced", "model": name, "plan": plan, "estimate": estimate.to_json()}))
         return 0
@@ -199,6 +207,19 @@ def _run_one(args: argparse.Namespace) -> int:
 
     print_report(estimate_report(name, plan, estimate, cluster), sys.stdout)
     return 0
+
+
+def _write_trace(path: str, name: str, run_of: tuple[Any, ...]) -> None:
+    from pathlib import Path
+
+    from autoplan.cost.pipeline import step_trace
+    from autoplan.cost.transformer.simulated import simulated_step
+
+    trace = step_trace(simulated_step(*run_of), about={"model": name})
+    try:
+        Path(path).write_text(json.dumps(trace), encoding="utf-8")
+    except OSError as error:
+        raise InputError("--trace", path, f"a file that can be written ({error})", "choose another") from None
 
 
 def _configuration(args: argparse.Namespace, usual_seq: int, cluster: Cluster) -> Configuration:

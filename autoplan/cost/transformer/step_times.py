@@ -30,7 +30,7 @@ from autoplan.cost.transformer.work_times import Passes, work_times
 if TYPE_CHECKING:
     from autoplan.hardware import Cluster
 
-__all__ = ["StepTimes", "step_times"]
+__all__ = ["StepTimes", "end_passes", "layer_passes", "step_times"]
 
 STEP_OPS = 30.0
 """Ops that the host issues once a step: the optimizer on many tensors at once, norms, logging."""
@@ -56,8 +56,8 @@ def step_times(
     schedule: str = "1f1b",
 ) -> StepTimes:
     """Price every configuration of ``c`` for ``shape``; 1F1B is interleaved where ``c.vpp`` is above 1."""
-    dense, mixture = _layers(shape, c, formats, software, cluster)
-    first_end, last_end = _ends(shape, c, formats, software, cluster)
+    dense, mixture = layer_passes(shape, c, formats, software, cluster)
+    first_end, last_end = end_passes(shape, c, formats, software, cluster)
     held = stage_layers(shape, c)
 
     def stage(layers: Any, of_dense: Any) -> Passes:
@@ -95,9 +95,10 @@ def step_times(
     return StepTimes(sum(parts.values()), parts)
 
 
-def _layers(
+def layer_passes(
     shape: Transformer, c: Configuration, formats: Formats, software: Software, cluster: Cluster
 ) -> tuple[Passes, Passes | None]:
+    """One dense layer, and one with experts where the model has any."""
     t = c.tp
     attention = (shape.attention_parameters + shape.vector_parameters) / t
     priced = work_times(dense_works(shape, c, software), c, formats, software, cluster)
@@ -112,7 +113,7 @@ def _layers(
     return dense, with_sharded_state(priced, common, experts, c, formats, software, cluster)
 
 
-def _ends(
+def end_passes(
     shape: Transformer, c: Configuration, formats: Formats, software: Software, cluster: Cluster
 ) -> tuple[Passes, Passes]:
     """The embedding and the logits with the loss; ZeRO-3 gathers their weights too."""
@@ -159,9 +160,7 @@ def _send_s(shape: Transformer, c: Configuration, software: Software, cluster: C
     pp = np.asarray(c.pp)
     if np.all(pp == 1):
         return 0.0 * pp, 0.0 * pp
-    nbytes = (
-        c.tokens * shape.hidden * 2.0 / c.tp
-    )  # scattered over tp, gathered on arrival (SC21, section 4.1)
+    nbytes = c.tokens * shape.hidden * 2.0 / c.tp  # scattered over tp, gathered on arrival: SC21, section 4.1
     each = group_time_s(cluster, "send_recv", np.where(pp > 1, nbytes, 0.0), pp, c.tp * c.cp * c.dp)
     gathered = np.where(
         c.sp, 0.0, group_time_s(cluster, "all_gather", np.where(pp > 1, nbytes * c.tp, 0.0), c.tp, 1)
