@@ -105,8 +105,9 @@ def _agreed(places: set[int]) -> int | None:
 
 
 def _aligned(node: fx.Node, held: dict[fx.Node, int | None]) -> int | None:
-    """Element-wise with broadcasting, or an op unknown to us whose result keeps the dim's size."""
+    """Element-wise with broadcasting, or an op unknown to us whose result keeps the rank and the dim's size."""
     shape = _shape(node)
+    pointwise = node.target in _POINTWISE
     places: set[int] = set()
     for source in tensor_arguments(node):
         place = held.get(source)
@@ -114,10 +115,14 @@ def _aligned(node: fx.Node, held: dict[fx.Node, int | None]) -> int | None:
             continue
         own = _shape(source)
         moved = place + len(shape) - len(own)
-        if not 0 <= moved < len(shape) or shape[moved] != own[place]:
+        if (
+            not 0 <= moved < len(shape)
+            or shape[moved] != own[place]
+            or not (pointwise or len(own) == len(shape))
+        ):
             return UNKNOWN
         places.add(moved)
-    return _agreed(places) if node.target in _POINTWISE or len(places) < 2 else UNKNOWN
+    return _agreed(places) if pointwise or len(places) < 2 else UNKNOWN
 
 
 _POINTWISE = {_aten.add.Tensor, _aten.sub.Tensor, _aten.mul.Tensor, _aten.div.Tensor, _aten.where.self,
@@ -192,7 +197,7 @@ def _rolled(node: fx.Node, held: dict[fx.Node, int | None]) -> int | None:
     return place
 
 
-_PARTS = {_aten.select.int, _aten.unbind.int, _aten.slice.Tensor}
+_PARTS = {_aten.select.int, _aten.slice.Tensor}
 _SPLITS = {_aten.split.Tensor, _aten.split_with_sizes.default, _aten.chunk.default}
 
 
@@ -263,6 +268,17 @@ def _embedding(node: fx.Node, held: dict[fx.Node, int | None]) -> int | None:
     return held[node.args[1]] if held.get(node.args[0]) is None else UNKNOWN  # type: ignore[index,arg-type]
 
 
+def _index_select(node: fx.Node, held: dict[fx.Node, int | None]) -> int | None:
+    """Rows of a table that each sample asks for, or a pick along a dim that is not the samples'."""
+    source, dim, index = node.args[:3]
+    dim = int(dim) % len(_shape(source))  # type: ignore[arg-type]
+    if held.get(source) is None:  # type: ignore[arg-type]
+        return dim
+    if held.get(index) is not None or dim == held[source]:  # type: ignore[arg-type,index]
+        return UNKNOWN
+    return held[source]  # type: ignore[index]
+
+
 def _first_dim(node: fx.Node, held: dict[fx.Node, int | None]) -> int | None:
     """Convolution, pooling and their kind: samples in dim 0 stay there."""
     return 0 if held[node.args[0]] == 0 else UNKNOWN  # type: ignore[index]
@@ -290,7 +306,7 @@ _RULES: dict[Any, _Rule] = (
         (_aten.mm.default, _aten.bmm.default, _aten.matmul.default, _aten.addmm.default, _aten.baddbmm.default),
         _matmul,
     )
-    | {operator.getitem: _pick}
+    | {operator.getitem: _pick, _aten.index_select.default: _index_select}
     | {_aten.scaled_dot_product_attention.default: _attention}
     | dict.fromkeys(
         (_aten.conv1d.default, _aten.conv2d.default, _aten.conv3d.default, _aten.conv1d.padding,

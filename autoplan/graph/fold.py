@@ -43,8 +43,8 @@ def find_repeats(model: nn.Module) -> list[Repeat]:
 
     A sibling counts only if it has a forward, parameters and submodules of its own (a bare ``Linear`` is an op,
     not a block), and if it shares no parameter with the rest of the model. One that differs from its siblings (T5's
-    first layer, which has the position bias) is a repeat of one copy if it has siblings of its class and holds no
-    copies of a block itself.
+    first layer, which has the position bias) is a repeat of one copy if it has siblings of its class, and either some
+    of these are copies or it holds no blocks itself.
     """
     shared = _shared_parameters(model)
     repeats: list[Repeat] = []
@@ -57,10 +57,12 @@ def _visit(module: nn.Module, path: str, shared: set[int], repeats: list[Repeat]
     if isinstance(module, nn.ModuleList | nn.Sequential):
         copies, counters = _copies(module, shared)
         classes = Counter(type(module._modules[name]) for names in copies.values() for name in names)
+        copied = {type(module._modules[names[0]]) for names in copies.values() if len(names) > 1}
         for names in copies.values():
             first = module._modules[names[0]]
             assert first is not None
-            if len(names) == 1 and (classes[type(first)] == 1 or _holds_copies(first, shared)):
+            lone = classes[type(first)] == 1 or (type(first) not in copied and _holds_blocks(first, shared))
+            if len(names) == 1 and lone:
                 continue
             folded.update(names)
             paths = tuple(f"{path}.{name}" if path else name for name in names)
@@ -71,11 +73,11 @@ def _visit(module: nn.Module, path: str, shared: set[int], repeats: list[Repeat]
             _visit(child, f"{path}.{name}" if path else name, shared, repeats)
 
 
-def _holds_copies(module: nn.Module, shared: set[int]) -> bool:
-    """Whether a module holds copies of a block itself, as a stage of a vision model holds its layers."""
+def _holds_blocks(module: nn.Module, shared: set[int]) -> bool:
+    """Whether a module holds blocks itself, as a stage of a vision model holds its layers."""
     inner: list[Repeat] = []
     _visit(module, "", shared, inner)
-    return any(len(repeat.paths) > 1 for repeat in inner)
+    return bool(inner)
 
 
 def _copies(container: nn.Module, shared: set[int]) -> tuple[dict[Any, list[str]], frozenset[str]]:

@@ -8,7 +8,7 @@ import torch
 
 from zoo.architecture import Architecture, Example
 
-__all__ = ["decoder", "sizes"]
+__all__ = ["decoder", "sizes", "without_dropout"]
 
 TINY_SEQ = 16
 
@@ -61,7 +61,7 @@ def _example(kind: str, fields: dict[str, Any], seq: int, samples: int, precisio
 
     config = AutoConfig.for_model(kind, **fields)
     if seq == TINY_SEQ:
-        _without_dropout(config)
+        without_dropout(config)
 
     def build() -> torch.nn.Module:
         return AutoModelForCausalLM.from_config(config).train()
@@ -73,7 +73,7 @@ def _example(kind: str, fields: dict[str, Any], seq: int, samples: int, precisio
     return Example(build, batch, samples, precision=precision)
 
 
-def _without_dropout(config: Any) -> None:
+def without_dropout(config: Any) -> None:
     """A tiny model is compared with its graph number by number, and with torch's count for unfused dropout."""
     for name, value in vars(config).items():
         if isinstance(value, float) and ("drop" in name or name.endswith("_pdrop") or "jitter" in name):
