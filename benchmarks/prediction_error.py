@@ -34,6 +34,24 @@ from autoplan.cost.transformer.row_model import shape_of_size
 from autoplan.graph.sources.sizes import SIZES
 from autoplan.hardware import Cluster
 
+MISSING = """\
+What the model does not know, where the errors are largest:
+
+- bigscience_v100, bigscience_bloom: a network shared with other jobs (the source warns of 40 % either way),
+  synchronous launches, and slower kernels for heads whose size is no multiple of 64.
+- vtrain_a100_multi, gpt-39.1b at tp 2 and 4 with pp 8 and 16: 15 to 38 % slower than runs at tp 8 of the same
+  work; nothing in the columns tells them apart.
+- vtrain_a100_single, 2048 or 4096 tokens at tp 2 and 4: the host's floor moves by 20 % both ways between runs.
+- gpt-oss-120b: clamped gates and attention sinks run as separate kernels, and a slow cuDNN release.
+- deepseek-v3 on GB200, NeMo 25.04: the source calls the recipe untuned.
+- Paxml and MaxText on H100: older XLA releases, and what they park on the host.
+- sc21_zero3: DeepSpeed as of 2021 gathers parameters in small messages.
+- hybrid models: state-space layers are priced as attention and an MLP.
+- runs that finished and are said not to fit: activations parked on the host (llama3-70b with FSDP on GB200
+  and GB300, ZeRO-3 on V100), which no column states; MPT on 40 GB cards by less than 5 %.
+- gpt-206b said to fit: runs with more layers on as many GPUs did.
+"""
+
 RESULTS = Path(__file__).resolve().parent / "results"
 Pair = tuple[Run, PricedRow]
 
@@ -247,6 +265,7 @@ def markdown(report: dict[str, Any]) -> str:
         f"memory: {fits['out_of_memory_does_not_fit']} said not to fit, {fits['out_of_memory_fits']} to fit.",
         *(f"- {line}" for line in fits["exceptions"]),
         "",
+        MISSING,
         f"{report['rows']} rows priced, {report['rows_per_s']} a second on one core.",
     ]
     for model, rate in report.get("configurations_per_s", {}).items():
