@@ -35,7 +35,14 @@ from autoplan.graph.sources.sizes import SIZES
 from autoplan.hardware import Cluster
 
 MISSING = """\
-What the model does not know, where the errors are largest:
+How clean the held rows are: the figures of the profiles were fitted on the fitted rows alone. Constants of the
+code (how host and device time combine, the ops of a mixture layer, narrow experts, older attention kernels) and
+assumptions about programs were chosen while looking at all rows, held ones too, and the way to split the rows was
+changed twice before this one. Errors on runs that nobody here has seen may therefore be larger. Memory of
+bigscience_bloom is compared with the device's total, and that of megatron_lm_golden with the last stage's, because
+the rows' notes say what was read; golden rows without a GPU count are left out.
+
+Where the errors are largest, and what we think is missing (explanations, not measurements):
 
 - bigscience_v100, bigscience_bloom: a network shared with other jobs (the source warns of 40 % either way),
   synchronous launches, and slower kernels for heads whose size is no multiple of 64.
