@@ -129,6 +129,17 @@ def _moves() -> Iterator[Example]:
     yield Example(aten.repeat_interleave.self_int, (x, 2, 1), cuts="d0 d1 r d2")
     yield Example(aten.repeat_interleave.self_int, (normal(4, 1, 8), 4, -2), cuts="d0 r d2", label="one")
     yield Example(aten.repeat_interleave.self_int, (x, 2), label="flat")
+    yield Example(aten.expand_copy.default, (normal(1, 8, 1), [4, -1, 12]), cuts="d0 d1 d2")
+    yield Example(aten.unbind_copy.int, (x, 1), cuts="d0 d2")
+    yield Example(aten.slice_copy.Tensor, (x, 1, 0, 8), cuts="d0 d1 d2")
+    yield Example(aten.permute_copy.default, (x, [2, 0, 1]), cuts="d0 d1 d2")
+    yield Example(aten.transpose_copy.int, (x, 1, 2), cuts="d0 d1 d2")
+    yield Example(aten.t_copy.default, (normal(4, 8),), cuts="d0 d1")
+    ones = normal(4, 1, 2)
+    yield Example(aten.unsqueeze_copy.default, (x, 1), cuts="a0 a1 a2")
+    yield Example(aten.squeeze_copy.dim, (ones, 1), cuts="a0 a1")
+    yield Example(aten.squeeze_copy.dims, (ones, [1, 2]), cuts="a0 a1")
+    yield Example(aten.squeeze_copy.default, (ones,), cuts="a0 a1")
     yield Example(aten.select_copy.int, (x, 1, 3), cuts="d0 d2")
     yield Example(aten.split.sizes, (normal(4, 24), [12, 12], 1), cuts="d0 within")
     yield Example(aten.unsafe_chunk.default, (normal(4, 24), 3, 1), cuts="d0 within")
@@ -258,11 +269,14 @@ def _layers() -> Iterator[Example]:
     try:
         import transformers.integrations.moe
         from transformers.models.bloom.modeling_bloom import GeLUFunction
+        from transformers.models.phimoe.modeling_phimoe import PhimoeMultiplier
         from transformers.models.recurrent_gemma.modeling_recurrent_gemma import SqrtBoundDerivative
     except ImportError:
         return
-    yield Example(FunctionCall(GeLUFunction), (normal(4, 8),), cuts="d0 d1")
-    yield Example(FunctionCall(SqrtBoundDerivative), (positive(4, 8),), cuts="d0 d1")
+    yield Example(FunctionCall(GeLUFunction), (normal(4, 8),), cuts="lead1 lead2")
+    yield Example(FunctionCall(SqrtBoundDerivative), (positive(4, 8),), cuts="lead1 lead2")
+    routed = (normal(4, 8), positive(4, 1), whole(8, 4, 1), positive(4, 8), positive(4, 1))
+    yield Example(FunctionCall(PhimoeMultiplier), routed, cuts="t", constant=(1, 3, 4))
     _ = transformers.integrations.moe
     int32 = (*grouped[:2], ends.int())
     yield Example(torch.ops.transformers.grouped_mm_fallback.default, int32, cuts="d f e")

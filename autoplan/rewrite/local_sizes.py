@@ -23,14 +23,19 @@ _aten = torch.ops.aten
 _RESHAPED = {
     _aten.view.default, _aten.reshape.default, _aten._unsafe_view.default, _aten.unflatten.int,
     _aten.flatten.using_ints, _aten.squeeze.default, _aten.squeeze.dim, _aten.squeeze.dims, _aten.view_copy.default,
-    _aten.view_as.default, _aten.reshape_as.default, _aten.ravel.default,
+    _aten.squeeze_copy.default, _aten.squeeze_copy.dim, _aten.squeeze_copy.dims, _aten.view_as.default, _aten.reshape_as.default, _aten.ravel.default,
 }  # fmt: skip
-_EXPANDED = {_aten.expand.default, _aten.broadcast_to.default, _aten.expand_as.default}
+_EXPANDED = {
+    _aten.expand.default,
+    _aten.expand_copy.default,
+    _aten.broadcast_to.default,
+    _aten.expand_as.default,
+}
 _SECTIONS = {
     _aten.split.Tensor, _aten.split_with_sizes.default, _aten.chunk.default, _aten.split.sizes,
     _aten.unsafe_chunk.default, _aten.unsafe_split.Tensor, _aten.tensor_split.sections,
 }  # fmt: skip
-_RANGES = {_aten.slice.Tensor, _aten.narrow.default}
+_RANGES = {_aten.slice.Tensor, _aten.slice_copy.Tensor, _aten.narrow.default}
 _REPEATS = {_aten.repeat.default, _aten.tile.default}
 
 

@@ -2,6 +2,7 @@
 
 from autoplan.graph.axes import (  # noqa: F401  (they register their rules)
     attention,
+    borrowed,
     convolution,
     experts,
     indexing,

@@ -64,15 +64,8 @@ def _is_pointwise(target: object) -> bool:
     )
 
 
-_FUNCTIONS = (
-    "transformers.models.bloom.modeling_bloom.GeLUFunction",
-    "transformers.models.recurrent_gemma.modeling_recurrent_gemma.SqrtBoundDerivative",
-)
-"""Functions of transformers with a backward of their own, element by element."""
-
-
 @register_fallback(_is_pointwise)
-@register(*_COPIES, *_SCALED, *_SUMS, *_OTHERS, *_FUNCTIONS)
+@register(*_COPIES, *_SCALED, *_SUMS, *_OTHERS)
 def pointwise(node: fx.Node) -> AxisSpec | None:
     """Element-wise with broadcasting. Of most such ops torch itself says so, by a tag."""
     inputs, output, sizes = broadcast_axes(node)

@@ -17,7 +17,8 @@ _FIRST = frozenset({0})
 
 @register(_aten.view.default, _aten.reshape.default, _aten._unsafe_view.default, _aten.flatten.using_ints,
           _aten.unflatten.int, _aten.squeeze.dim, _aten.squeeze.default, _aten.squeeze.dims, _aten.unsqueeze.default,
-          _aten.ravel.default, _aten.view_as.default, _aten.reshape_as.default, _aten.view_copy.default)  # fmt: skip
+          _aten.ravel.default, _aten.view_as.default, _aten.reshape_as.default, _aten.view_copy.default, _aten.unsqueeze_copy.default,
+          _aten.squeeze_copy.dim, _aten.squeeze_copy.dims, _aten.squeeze_copy.default)  # fmt: skip
 def reshape(node: fx.Node) -> AxisSpec | None:
     """Dims split and merged in row-major order: both shapes are refined into common axes from the left."""
     refined = refine(shape_of(node.args[0]), shape_of(node))
@@ -63,7 +64,7 @@ def refine(source: tuple[int, ...], target: tuple[int, ...]) -> tuple[Dims, Dims
 
 @register(_aten.transpose.int, _aten.permute.default, _aten.t.default, _aten.movedim.int, _aten.movedim.intlist,
           _aten.swapaxes.default, _aten.swapdims.default, _aten.numpy_T.default, _aten.mT.default,
-          _aten.moveaxis.int)  # fmt: skip
+          _aten.moveaxis.int, _aten.permute_copy.default, _aten.transpose_copy.int, _aten.t_copy.default)  # fmt: skip
 def permute(node: fx.Node) -> AxisSpec | None:
     """Dims in another order: which one, a tensor of numbered dims tells."""
     source = shape_of(node.args[0])
@@ -73,7 +74,9 @@ def permute(node: fx.Node) -> AxisSpec | None:
     return AxisSpec((axes,), tuple(axes[d] for d in order), sizes, linear=_FIRST)
 
 
-@register(_aten.expand.default, _aten.expand_as.default, _aten.broadcast_to.default)
+@register(
+    _aten.expand.default, _aten.expand_copy.default, _aten.expand_as.default, _aten.broadcast_to.default
+)
 def expand(node: fx.Node) -> AxisSpec | None:
     """New or widened dims hold axes that the input lacks."""
     source, shape = shape_of(node.args[0]), shape_of(node)
@@ -133,7 +136,7 @@ def repeat_interleave(node: fx.Node) -> AxisSpec | None:
     return AxisSpec((axes,), output, sizes, linear=_FIRST, counts={"repeats": "r"})
 
 
-@register(_aten.slice.Tensor, _aten.narrow.default)
+@register(_aten.slice.Tensor, _aten.slice_copy.Tensor, _aten.narrow.default)
 def slice_rule(node: fx.Node) -> AxisSpec | None:
     """A slice keeps its dim whole, unless it takes all of it."""
     source, shape = shape_of(node.args[0]), shape_of(node)
@@ -149,7 +152,7 @@ def slice_rule(node: fx.Node) -> AxisSpec | None:
     )
 
 
-@register(_aten.select.int, _aten.unbind.int, _aten.select_copy.int)
+@register(_aten.select.int, _aten.unbind.int, _aten.select_copy.int, _aten.unbind_copy.int)
 def select(node: fx.Node) -> AxisSpec | None:
     """One index of a dim, or a list of all: the dim disappears."""
     axes, sizes = plain(shape_of(node.args[0]))
