@@ -103,6 +103,38 @@ def _convert_plain() -> None:
     assert torch.equal(moved[1], expected + 1)
 
 
+def _convert_complex() -> None:
+    rank, size = dist.get_rank(), dist.get_world_size()
+    value = torch.complex(whole(1), whole(2))
+    for src, dst in itertools.product((REPLICATE, PARTIAL, shard(0), shard(1, 3), shard(2)), repeat=2):
+        held = cut(value, src.value_kind, src, size)[rank]
+        mine = convert(held, str(src), str(dst), group())
+        pieces = [torch.empty_like(torch.view_as_real(mine)) for _ in range(size)]
+        dist.all_gather(pieces, torch.view_as_real(mine).contiguous())
+        joined = join([torch.view_as_complex(piece) for piece in pieces], dst.value_kind, dst)
+        torch.testing.assert_close(joined, value, rtol=1e-12, atol=1e-12)
+
+
+def _convert_unlike() -> None:
+    rank, size = dist.get_rank(), dist.get_world_size()
+    rows, statistics = torch.arange(24 * 8).view(24, 8), torch.arange(8)
+    held = [
+        cut(value, layout.value_kind, layout, size)[rank]
+        for value, layout in ((rows, shard(1)), (statistics, shard(0)))
+    ]
+    moved = convert(held, ["S(1)", "S(0)"], ["R", "R"], group())
+    assert torch.equal(moved[0], rows)
+    assert torch.equal(moved[1], statistics)
+
+
+def test_complex_numbers_move_too(ranks: Ranks) -> None:
+    ranks(_convert_complex)
+
+
+def test_results_of_unlike_shapes_move_each_in_its_own_way(ranks: Ranks) -> None:
+    ranks(_convert_unlike)
+
+
 def test_integers_and_lists_move_too(ranks: Ranks) -> None:
     ranks(_convert_plain)
 

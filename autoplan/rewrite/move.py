@@ -75,6 +75,9 @@ def move(value: Tensor, src: Layout, dst: Layout, group: str, gradient: bool) ->
     there = dst.gradient_kind if gradient else dst.value_kind
     if here is there and (here is not _S or (src.dim, src.parts) == (dst.dim, dst.parts)):
         return value
+    if value.is_complex():  # which collectives do not know: a last dim of two numbers
+        pairs = torch.view_as_real(value.resolve_conj())
+        return torch.view_as_complex(move(pairs, src, dst, group, gradient).contiguous())
     process_group = group_of(group)
     if here is _R and there is _S:
         return shard_of(value, dst, process_group.size(), process_group.rank())
