@@ -82,9 +82,15 @@ def trace(
         n: (tuple(t.shape), str(t.dtype).removeprefix("torch.")) for n, t in zip(names, fakes, strict=True)
     }
     try:
-        return builder.build(name or type(model).__name__, int(tensors[0].shape[0]), shapes)
+        graph = builder.build(name or type(model).__name__, int(tensors[0].shape[0]), shapes)
     except RuntimeError as error:  # torch cannot run an op of the graph on its own
         raise not_captured(type(model).__name__, error) from error
+    if graph.micro_batch == 1 and graph.meetings:  # one sample's dim is not always told from others of size 1
+        two = pytree.tree_map(lambda t: t.new_empty((2, *t.shape[1:]), device="meta"), batch)
+        graph.meetings = trace(
+            model, two, loss, precision, device=device, routing=routing, fold=fold
+        ).meetings
+    return graph
 
 
 def _export_skeleton(

@@ -396,7 +396,7 @@ PLAIN: tuple[Architecture, ...] = (
           (3, lambda: ResNet((2, 3), 8, 7), _images(32, 7))),
     entry("unet", "plain",
           (8, lambda: UNet(64, 4, 21), {"images": normal(3, 256, 256)}),
-          (2, lambda: UNet(8, 3, 5), {"images": normal(3, 16, 16)}), _unet_loss),
+          (2, lambda: UNet(16, 3, 5), {"images": normal(3, 16, 16)}), _unet_loss),
     entry("dit-xl-2", "plain",
           (8, lambda: DiT(32, 2, 1152, 28, 16, 1000), _dit(32, 1000)),
           (2, lambda: DiT(8, 2, 32, 3, 4, 10), _dit(8, 10))),
