@@ -14,6 +14,7 @@ from autoplan.graph.gemms import argument
 __all__ = ["is_random"]
 
 _aten = torch.ops.aten
+_RECURRENT = {_aten.lstm.input, _aten.gru.input, _aten.rnn_tanh.input, _aten.rnn_relu.input}
 
 
 def is_random(node: fx.Node) -> bool:
@@ -22,6 +23,8 @@ def is_random(node: fx.Node) -> bool:
         return bool(argument(node, 2, "train", False)) and argument(node, 1, "p", 0.0) > 0
     if node.target is _aten.scaled_dot_product_attention.default:
         return argument(node, 4, "dropout_p", 0.0) > 0
+    if node.target in _RECURRENT:  # torch says of these that they draw, whatever their dropout
+        return argument(node, 5, "dropout", 0.0) > 0 and bool(argument(node, 6, "train", False))
     return (
         isinstance(node.target, torch._ops.OpOverload)
         and torch.Tag.nondeterministic_seeded in node.target.tags

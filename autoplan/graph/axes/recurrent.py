@@ -7,6 +7,7 @@ from torch import fx
 
 from autoplan.graph.axes.spec import AxisSpec, Dims, named, register, shape_of
 from autoplan.graph.gemms import tensor_arguments
+from autoplan.graph.randomness import is_random
 
 _aten = torch.ops.aten
 
@@ -15,7 +16,7 @@ _aten = torch.ops.aten
 def recurrent(node: fx.Node) -> AxisSpec | None:
     """x ``b s i`` (or ``s b i``), states ``l b h``, then weights; results ``b s h`` and the states."""
     x = shape_of(node.args[0])
-    if len(x) != 3 or (named(node, "dropout") > 0 and named(node, "train")):
+    if len(x) != 3 or is_random(node):
         return None
     batch_first = bool(named(node, "batch_first"))
     n = x[0 if batch_first else 1]
