@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from autoplan.graph.sources.loss import pair_loss, pair_sigmoid_loss
 from zoo.architecture import Architecture
 from zoo.transformers_entry import audio, classes, entry, floats, ids, images, made
 
@@ -63,24 +64,6 @@ def _to_fill(size: int, patches: int) -> dict[str, Any]:
 
 def _pair(size: int, seq: int) -> dict[str, Any]:
     return {"input_ids": ids(seq), "pixel_values": images(size)}
-
-
-def contrastive(output: Any, batch: Any) -> Tensor:
-    """Each text belongs to its image (CLIP, arXiv:2103.00020, figure 3)."""
-    target = torch.arange(output.logits_per_text.shape[0], device=output.logits_per_text.device)
-    of_text = F.cross_entropy(output.logits_per_text, target)
-    return (of_text + F.cross_entropy(output.logits_per_image, target)) / 2
-
-
-def sigmoid_pairs(output: Any, batch: Any) -> Tensor:
-    """Each pair on its own (SigLIP, arXiv:2303.15343, algorithm 1)."""
-    logits = output.logits_per_text
-    sign = 2 * torch.eye(logits.shape[0], device=logits.device) - 1
-    return -F.logsigmoid(sign * logits).sum(-1).mean()
-
-
-def depth(output: Any, batch: Any) -> Tensor:
-    return F.l1_loss(output.predicted_depth, batch["pixel_values"].mean(1))
 
 
 class Transcribed(nn.Module):
@@ -206,9 +189,9 @@ OTHERS: tuple[Architecture, ...] = (
           (VIT_TINY | {"num_frames": 4, "tubelet_size": [2, 8, 8]},
            {"pixel_values": floats(4, 3, 32, 32), "labels": classes()})),
     entry("clip-vit-base", "multimodal", "CLIPModel", (64, {}, _pair(224, 77)),
-          ({"text_config": TEXT_TINY, "vision_config": VIT_TINY, "projection_dim": 16}, _pair(32, 16)), contrastive),
+          ({"text_config": TEXT_TINY, "vision_config": VIT_TINY, "projection_dim": 16}, _pair(32, 16)), pair_loss),
     entry("siglip-base", "multimodal", "SiglipModel", (64, {}, _pair(224, 64)),
-          ({"text_config": TEXT_TINY, "vision_config": VIT_TINY}, _pair(32, 16)), sigmoid_pairs),
+          ({"text_config": TEXT_TINY, "vision_config": VIT_TINY}, _pair(32, 16)), pair_sigmoid_loss),
     entry("blip-captioning-base", "multimodal", "BlipForConditionalGeneration",
           (16, {}, _pair(384, 64) | {"labels": ids(64)}),
           ({"text_config": TEXT_TINY | {"encoder_hidden_size": 32}, "vision_config": VIT_TINY},

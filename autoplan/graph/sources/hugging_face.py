@@ -3,29 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from autoplan.errors import ModelError
-from autoplan.graph.sources.source import ModelSource, checked_seq, token_batch
+from autoplan.graph.sources.hugging_face_batch import inputs_of
+from autoplan.graph.sources.source import ModelSource
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import nn
 
-__all__ = ["LONGEST_DEFAULT_SEQ", "hugging_face_source"]
-
-LONGEST_DEFAULT_SEQ = 4096
-"""``--seq`` when it is not given: the model's longest context, but no more than this many tokens."""
-
-_TOKEN_LABELS = (
-    "ForCausalLM",
-    "LMHeadModel",
-    "ForConditionalGeneration",
-    "ForMaskedLM",
-    "ForTokenClassification",
-)
-_CLASS_LABELS = ("ForSequenceClassification", "ForImageClassification")
+__all__ = ["hugging_face_source"]
 
 
 def hugging_face_source(path: Path, seq: int | None) -> ModelSource:
@@ -44,13 +32,13 @@ def hugging_face_source(path: Path, seq: int | None) -> ModelSource:
     transformers = _import_transformers()
     config = _config(transformers, file, fields)
     model_class = _model_class(transformers, file, config)
-    example_batch, tokens = _example_batch(model_class, config, seq)
+    inputs = inputs_of(model_class, config, seq)
     return ModelSource(
         name=file.resolve().parent.name if file.name == "config.json" else file.stem,
         build=lambda: _build(model_class, config, file),
-        example_batch=example_batch,
-        loss=None,
-        tokens_per_sample=tokens,
+        example_batch=inputs.example_batch,
+        loss=inputs.loss,
+        tokens_per_sample=inputs.tokens,
     )
 
 
@@ -130,51 +118,6 @@ def _model_class(transformers: Any, file: Path, config: Any) -> Any:
             "upgrade transformers, or give the model as path/to/file.py:factory",
         )
     return model_class
-
-
-def _example_batch(
-    model_class: Any, config: Any, seq: int | None
-) -> tuple[Callable[[int], dict[str, Tensor]], int]:
-    """A maker of batches and the tokens of a sample."""
-    name: str = model_class.__name__
-    main = getattr(model_class, "main_input_name", "input_ids")
-    if main == "input_ids" and name.endswith((*_TOKEN_LABELS, *_CLASS_LABELS)):
-        seq = checked_seq(_default_seq(config) if seq is None else seq)
-        if name.endswith(_TOKEN_LABELS):
-            return token_batch(seq, "input_ids", "labels"), seq
-        return _classified(main, (seq,), True), seq
-    text = config.get_text_config() if hasattr(config, "get_text_config") else config
-    size = getattr(text, "image_size", None)
-    if main == "pixel_values" and name.endswith("ForImageClassification"):
-        height, width = size if isinstance(size, list | tuple) else (size or 224, size or 224)
-        return _classified(main, (getattr(config, "num_channels", 3), height, width), False), 0
-    raise ModelError(
-        "architectures",
-        name,
-        "a class whose name ends in " + ", ".join((*_TOKEN_LABELS, *_CLASS_LABELS)),
-        "give the model as path/to/file.py:factory, with its own example batch",
-    )
-
-
-def _default_seq(config: Any) -> int:
-    text = config.get_text_config() if hasattr(config, "get_text_config") else config
-    longest = getattr(text, "max_position_embeddings", None) or LONGEST_DEFAULT_SEQ
-    return min(longest, LONGEST_DEFAULT_SEQ)
-
-
-def _classified(main: str, shape: tuple[int, ...], integers: bool) -> Callable[[int], dict[str, Tensor]]:
-    """A maker of batches with one class label per sample."""
-
-    def example_batch(samples: int) -> dict[str, Tensor]:
-        import torch
-
-        dtype = torch.int64 if integers else torch.get_default_dtype()
-        return {
-            main: torch.empty((samples, *shape), dtype=dtype, device="meta"),
-            "labels": torch.empty((samples,), dtype=torch.int64, device="meta"),
-        }
-
-    return example_batch
 
 
 def _build(model_class: Any, config: Any, file: Path) -> nn.Module:
