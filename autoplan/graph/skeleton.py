@@ -304,7 +304,8 @@ def _for_training(module: nn.Module) -> None:
         config = getattr(part, "config", None)
         if config is not None and getattr(config, "use_cache", False) is True:
             config.use_cache = False
-        if getattr(config, "_experts_implementation", None) == "eager" and hasattr(part, "_apply_gate"):
+        eager = config is not None and getattr(config, "_experts_implementation", None) == "eager"
+        if config is not None and eager and hasattr(part, "_apply_gate"):
             config._experts_implementation = "grouped_mm"
 
 

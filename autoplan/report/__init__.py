@@ -7,4 +7,12 @@ from autoplan.report.graph_text import graph_text
 from autoplan.report.plan_text import plan_text
 from autoplan.report.search_report import search_report
 
-__all__ = ["graph_dot", "graph_json", "graph_text", "no_plan_error", "plan_text", "print_report", "search_report"]
+__all__ = [
+    "graph_dot",
+    "graph_json",
+    "graph_text",
+    "no_plan_error",
+    "plan_text",
+    "print_report",
+    "search_report",
+]
