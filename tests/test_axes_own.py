@@ -162,6 +162,31 @@ def test_a_checkpoint_of_torch_is_traced_through() -> None:
     assert "aten.linear.default" in [op.target for block in graph.kinds.values() for op in block.ops]
 
 
+class Scaled(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, config: dict[str, float]) -> Tensor:
+        return x * config["scale"]
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        return grads[0], None
+
+
+def test_a_function_may_take_a_dict() -> None:
+    class Uses(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.line = nn.Linear(16, 16)
+
+        def forward(self, x: Tensor, y: Tensor) -> Tensor:
+            once = Scaled.apply(self.line(x), {"scale": 2.0})
+            return torch.nn.functional.mse_loss(Scaled.apply(once, {"scale": 3.0}), y)
+
+    graph = trace(Uses().double(), batch(), precision=Precision.FP64)
+    calls = [n for block in graph.kinds.values() for n in block.graph.nodes if "Scaled" in str(n.target)]
+    assert [call.args[1]["scale"] for call in calls] == [2.0, 3.0]
+
+
 class InPlace(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:

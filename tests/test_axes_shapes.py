@@ -15,7 +15,7 @@ from test_axes import TALKING, Call, _tensors, check
 
 from autoplan.graph.axes import strategies
 
-few = settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+few = settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 SIZES = st.sampled_from([1, 2, 3, 4, 6])
 
 
@@ -77,14 +77,15 @@ def test_pieces_and_joins(shape: list[int], data: st.DataObject) -> None:
     run(aten.pad.default, (normal(*shape), [start, stop - start]))
 
 
-@few
+@settings(few, max_examples=30)
 @given(st.data())
 def test_convolutions(data: st.DataObject) -> None:
     groups = data.draw(st.sampled_from([1, 1, 2, 4, 6]))
     into, out = (groups * data.draw(st.sampled_from([1, 2, 3])) for _ in range(2))
-    kernel, stride = data.draw(st.integers(1, 3)), data.draw(st.integers(1, 3))
-    padding, dilation = data.draw(st.integers(0, 1)), data.draw(st.integers(1, 2))
-    size = data.draw(st.integers(dilation * (kernel - 1) + 1, 8))
+    kernel = data.draw(st.integers(1, 3))
+    stride = data.draw(st.sampled_from([kernel, kernel, 1, 2, 3]))
+    padding, dilation = data.draw(st.sampled_from([0, 0, 0, 1])), data.draw(st.sampled_from([1, 1, 2]))
+    size = data.draw(st.integers(dilation * (kernel - 1) + 1, 14))
     x = normal(data.draw(SIZES), into, size)
     bias = normal(out) if data.draw(st.booleans()) else None
     rest = ([stride], [padding], [dilation])
@@ -106,8 +107,9 @@ def test_convolutions(data: st.DataObject) -> None:
 @few
 @given(st.data())
 def test_pools_and_pixels(data: st.DataObject) -> None:
-    kernel, stride = data.draw(st.integers(1, 3)), data.draw(st.integers(1, 3))
-    size = data.draw(st.integers(kernel, 8))
+    kernel = data.draw(st.integers(1, 3))
+    stride = data.draw(st.sampled_from([kernel, kernel, 1, 2, 3]))
+    size = data.draw(st.integers(kernel, 14))
     x = normal(data.draw(SIZES), data.draw(SIZES), size)
     ceil = data.draw(st.booleans())
     run(aten.avg_pool1d.default, (x, [kernel], [stride], [0], ceil))

@@ -113,6 +113,8 @@ def _apply(function: type[torch.autograd.Function], *args: Any, **kwargs: Any) -
 def _constant(name: str, argument: Any) -> Any:
     if isinstance(argument, _PLAIN):
         return argument
+    if isinstance(argument, dict):
+        return {_constant(name, key): _constant(name, item) for key, item in argument.items()}
     if isinstance(argument, tuple | list):
         return tuple(_constant(name, item) for item in argument)
     raise TraceError(
@@ -126,7 +128,7 @@ def _constant(name: str, argument: Any) -> Any:
 def _operator(stand: _Stand, count: int, results: list[Tensor]) -> Any:
     """The operator of ``stand`` for results of these shapes, made when it is first needed."""
     shapes = tuple((tuple(r.shape), tuple(r.stride()), r.dtype) for r in results)
-    key = stand, shapes
+    key = stand.call, repr(stand.arguments), shapes
     if key not in _OPERATORS:
         if not _LIBRARY:
             _LIBRARY.append(torch.library.Library(_NAMESPACE, "DEF"))
