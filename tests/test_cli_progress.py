@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import time
 
 import pytest
 
@@ -20,9 +19,9 @@ def shown(monkeypatch: pytest.MonkeyPatch, stream: io.StringIO, *, quiet: bool, 
     monkeypatch.setenv("TERM", "xterm")
     with LateProgress(quiet, delay_s) as progress:
         progress.update("tracing")
-        time.sleep(0.3)
+        if delay_s < 1 and progress._timer.is_alive():
+            progress._timer.join()  # it has shown "tracing" by then; the last text is shown at the end at least
         progress.update("searching")
-        time.sleep(0.2)
     return stream.getvalue()
 
 
