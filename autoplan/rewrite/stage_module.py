@@ -62,7 +62,7 @@ class StageModule(nn.Module):
             values.update(zip(unit.results, results, strict=True))
         if self.loss is not None:
             return values[self.loss].reshape(1) * batch["loss_scale"].to(values[self.loss].dtype)
-        return tuple(values[wire.name] for wire in self.writes)
+        return tuple(values[wire.name].contiguous() for wire in self.writes)  # what can be sent
 
     def unit_modules(self) -> dict[str, UnitModule]:
         """The units' modules by unit name."""

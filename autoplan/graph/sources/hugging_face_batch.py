@@ -60,11 +60,11 @@ def inputs_of(model_class: Any, config: Any, seq: int | None) -> Inputs:
         from autoplan.graph.sources.loss import pair_loss, pair_sigmoid_loss
 
         tokens = checked_seq(_longest(config.text_config) if seq is None else seq)
-        shapes = {"input_ids": ((tokens,), True), "pixel_values": (_image(vision), False)}
-        return Inputs(shapes, tokens, pair_sigmoid_loss if "Siglip" in name else pair_loss)
+        pair = {"input_ids": ((tokens,), True), "pixel_values": (_image(vision), False)}
+        return Inputs(pair, tokens, pair_sigmoid_loss if "Siglip" in name else pair_loss)
     if main == "input_ids" and labels:
         tokens = checked_seq(_longest(config) if seq is None else seq)
-        shapes = {"input_ids": ((tokens,), True)}
+        shapes: dict[str, tuple[tuple[int, ...], bool]] = {"input_ids": ((tokens,), True)}
         if vision is not None:
             shapes["pixel_values"] = (_image(vision), False)
         one_label = name.endswith(_CLASS_LABELS)
