@@ -11,8 +11,10 @@ weights, whether the graph's FLOPs are those that ``torch.utils.flop_counter`` c
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import logging
+import multiprocessing
 import os
 import platform
 import resource
@@ -21,6 +23,7 @@ import time
 import traceback
 import warnings
 from collections import Counter
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, field
 from datetime import date
 from pathlib import Path
@@ -66,21 +69,29 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("names", nargs="*", metavar="NAME", help="architectures; all when none is given")
     parser.add_argument("--debug", action="store_true", help="print the traceback of what fails")
+    parser.add_argument("--jobs", type=int, default=1, help="architectures at once (default: 1)")
     args = parser.parse_args()
-    logging.getLogger("torch._subclasses.fake_tensor").disabled = True  # it prints what we tell in one line
-    warnings.filterwarnings("ignore", category=FutureWarning)
     known = {architecture.name: architecture for architecture in ARCHITECTURES}
     if unknown := [name for name in args.names if name not in known]:
         print(f"architectures: error: no {', '.join(unknown)}; there are {', '.join(known)}", file=sys.stderr)
         return 2
     rows = []
-    for name in args.names or known:
-        rows.append(measure(known[name], args.debug))
-        print(line(rows[-1]), flush=True)
+    with ProcessPoolExecutor(args.jobs, multiprocessing.get_context("spawn")) as pool:
+        for row in pool.map(measure_named, args.names or known, itertools.repeat(args.debug)):
+            rows.append(row)
+            print(line(row), flush=True)
     print(summary(rows))
     if not args.names:
         write(rows)
     return 0
+
+
+def measure_named(name: str, debug: bool) -> Row:
+    """``measure``, in a process of its own with one thread."""
+    torch.set_num_threads(1)
+    logging.getLogger("torch._subclasses.fake_tensor").disabled = True  # it prints what we tell in one line
+    warnings.filterwarnings("ignore", category=FutureWarning)
+    return measure(next(known for known in ARCHITECTURES if known.name == name), debug)
 
 
 def measure(architecture: Architecture, debug: bool = False) -> Row:

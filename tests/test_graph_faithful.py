@@ -150,13 +150,36 @@ def clamping_weights(module: Doing, x: Tensor) -> Tensor:
         (lambda module, x: x * float(numpy.random.rand()), r"drawn with numpy\.random"),
         (lambda module, x: x * x.max().item(), r"item.*a number read from a tensor"),
     ],
-    ids=["inference mode", "autocast", "gradient hook", "changed weights", "random", "numpy.random", "item"],
+    ids=[
+        "inference mode",
+        "autocast",
+        "gradient hook",
+        "changed weights",
+        "random",
+        "numpy.random",
+        "loop",
+        "item",
+    ],
 )
 def test_what_the_graph_would_not_show_is_refused(
     what: Callable[[Doing, Tensor], Tensor], message: str
 ) -> None:
     with pytest.raises(TraceError, match=message):
         trace(Doing(what), torch.randn(4, 8), mean_square)
+
+
+def test_a_loop_over_time_steps_is_refused_before_it_fills_the_memory(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("autoplan.graph.faithful._MOST_CALLS", 50)
+
+    def looping(module: Doing, x: Tensor) -> Tensor:
+        for _ in range(60):
+            x = x + 1
+        return x
+
+    with pytest.raises(TraceError, match=r"more than 50 calls.*time steps"):
+        trace(Doing(looping), torch.randn(4, 8), mean_square)
 
 
 def test_hooks_on_parameters_are_refused() -> None:

@@ -8,12 +8,13 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from autoplan.cli.arguments import fraction, one_of, seconds, whole_number
+from autoplan.cli.arguments import fraction, one_of, ratio, seconds, whole_number
 from autoplan.cli.progress import LateProgress
 from autoplan.errors import InputError
 
 if TYPE_CHECKING:
     from autoplan.graph.ir import ModelGraph
+    from autoplan.graph.routing import Routing
     from autoplan.graph.sources import ModelSource
     from autoplan.hardware import Cluster
     from autoplan.plan import Job, Plan
@@ -44,6 +45,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     )
     _add_job(parser)
     _add_cluster(parser)
+    _add_experts(parser)
     _add_pins(parser)
     _add_search(parser)
     _add_output(parser)
@@ -84,6 +86,33 @@ def _add_job(parser: argparse.ArgumentParser) -> None:
         default="adamw",
         type=one_of("--optimizer", *_OPTIMIZER_STATES),
         help="adamw (two moments per parameter) or sgd (none) (default: adamw)",
+    )
+
+
+def _add_experts(parser: argparse.ArgumentParser) -> None:
+    experts = parser.add_argument_group(
+        "routed experts",
+        "How a router will spread tokens is not known before training; these are assumptions.",
+    )
+    load = experts.add_mutually_exclusive_group()
+    load.add_argument(
+        "--moe-imbalance",
+        metavar="X",
+        type=ratio("--moe-imbalance"),
+        default=1.0,
+        help="tokens of the busiest expert over the mean (default: 1, perfect balance)",
+    )
+    load.add_argument(
+        "--moe-histogram",
+        metavar="FILE",
+        help="measured tokens of each expert, in order: a JSON list, or numbers between blanks or commas",
+    )
+    experts.add_argument(
+        "--moe-capacity",
+        metavar="X",
+        type=ratio("--moe-capacity"),
+        help="price expert buffers of this many times the mean load; tokens are never dropped "
+        "(default: room for every token on each rank, as programs of autoplan have)",
     )
 
 
@@ -189,7 +218,7 @@ def run(args: argparse.Namespace) -> int:
         cluster = Cluster.of(args.cluster, nodes=args.nodes, gpus=args.gpus)
         source = load_source(args.model, args.seq)
         job = _job(args, source)
-        graph_at = _graphs(source, job, progress)
+        graph_at = _graphs(source, job, cluster, _routing(args), progress)
         result = _search(args, graph_at, job, cluster, progress)
         if args.trace and result.plan is not None:
             progress.update("writing the trace")
@@ -250,7 +279,15 @@ def _search(
         raise type(error)(option, error.value, error.expected, error.remedy) from None
 
 
-def _graphs(source: ModelSource, job: Job, progress: LateProgress) -> Any:
+def _routing(args: argparse.Namespace) -> Routing:
+    from autoplan.graph.routing import Routing
+
+    if args.moe_histogram is not None:
+        return Routing.read(args.moe_histogram, args.moe_capacity)
+    return Routing(args.moe_imbalance, args.moe_capacity)
+
+
+def _graphs(source: ModelSource, job: Job, cluster: Cluster, routing: Routing, progress: LateProgress) -> Any:
     """``graph_at``: the model traced for a number of samples, each number once."""
     progress.update(f"building {source.name}")
     import torch
@@ -263,7 +300,15 @@ def _graphs(source: ModelSource, job: Job, progress: LateProgress) -> Any:
     @functools.cache
     def graph_at(micro_batch: int) -> ModelGraph:
         progress.update(f"tracing {source.name} at micro-batch {micro_batch}")
-        return trace(model, source.example_batch(micro_batch), source.loss, job.precision, source.name)
+        return trace(
+            model,
+            source.example_batch(micro_batch),
+            source.loss,
+            job.precision,
+            source.name,
+            device=cluster.device.kind,
+            routing=routing,
+        )
 
     return graph_at
 

@@ -4,6 +4,7 @@
                dX (m, n)·(n, k) and dW (k, m)·(m, n); the cut makes one of batch, m, n, k n times smaller
     attention  the device's own forward and backward curves
     memory     bytes touched over the device's bandwidth
+    experts    one product for each; cut over ranks, the rows of the busiest rank (``graph.routing``)
     view       as memory: nothing forward, and backward what its gradient copies (a slice's, an expand's)
 
 An op with FLOPs of which the graph knows no product (grouped experts, convolutions) is priced as the
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
     from autoplan.graph.strategy import Strategy
     from autoplan.hardware import Cluster
 
-__all__ = ["cut_gemm", "op_times", "product_of"]
+__all__ = ["cut_gemm", "cuts_experts", "op_times", "product_of"]
 
 
 def op_times(block: Block, op: Op, strategy: Strategy, degree: int, cluster: Cluster) -> Times:
@@ -66,9 +67,16 @@ def cut_gemm(gemm: Gemm, axis: str | None, cut: int) -> Gemm:
     return replace(gemm, **{axis: max(getattr(gemm, axis) // cut, 1)})
 
 
+def cuts_experts(op: Op, strategy: Strategy) -> bool:
+    """True if each rank multiplies the rows of its own experts: the busiest rank then sets the pace."""
+    return op.routing is not None and strategy.share and strategy.gemm_axis == "batch"
+
+
 def _gemm_times(block: Block, op: Op, gemm: Gemm, strategy: Strategy, cut: int, cluster: Cluster) -> Times:
     dtype = block.values[op.output].dtype
     size = cut_gemm(gemm, strategy.gemm_axis, cut)
+    if cuts_experts(op, strategy) and op.routing is not None:
+        size = replace(size, m=math.ceil(size.m * op.routing.load(gemm.batch, cut)))
     b, m, n, k = size.batch, size.m, size.n, size.k
     products = round(op.flops_backward / op.flops_forward) if op.flops_forward else 0
     time_s = cluster.device.gemm_time_s

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from autoplan.cost.boundary import boundary_layout
-from autoplan.cost.compute import op_times
+from autoplan.cost.compute import cuts_experts, op_times
 from autoplan.cost.convert import conversion_times, local_bytes
 from autoplan.cost.times import NO_TIME, Times
 from autoplan.errors import PlanError
@@ -108,6 +108,10 @@ def _workspace_bytes(block: Block, op: Op, strategy: Strategy, degree: int) -> f
         if op.output in block.values
         else 0.0
     )
+    if cuts_experts(op, strategy) and op.routing is not None and op.gemm is not None:
+        # the kernel brings its own experts' rows to the front: a copy of the rows, and of the result
+        rows = block.values[op.inputs[0]].nbytes + block.values[op.output].nbytes
+        total += op.routing.room(op.gemm.batch, degree) * rows
     for name, layout in zip(op.inputs, strategy.inputs, strict=False):
         value = block.values[name]
         if value.requires_grad and value.origin is not Origin.PARAMETER:

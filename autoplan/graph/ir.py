@@ -224,6 +224,12 @@ class ModelGraph:
         return sum(unit.kind == kind for unit in self.units)
 
     @property
+    def routing(self) -> Routing | None:
+        """How evenly routed experts are assumed to be loaded; None if there are none."""
+        ops = (op for block in self.kinds.values() for op in block.ops)
+        return next((op.routing for op in ops if op.routing is not None), None)
+
+    @property
     def random_ops(self) -> tuple[str, ...]:
         """``module path: op`` for each op of a distinct block that draws random numbers."""
         return tuple(

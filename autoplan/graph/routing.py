@@ -27,8 +27,9 @@ class Routing:
     Args:
         imbalance: tokens of the busiest expert over the mean of all; 1 is perfect balance.
         capacity_factor: the buffer of an expert's tokens, over the mean load. Programs of autoplan drop no
-            token, so it makes nothing faster: it prices the largest buffer that a rank sets aside. None
-            prices the tokens that there are.
+            token and have no capacity: where a rank multiplies its own experts' rows it sets aside room for all
+            of them, whosever they are, which None prices. A factor prices the largest buffer of a runtime
+            that bounds it; it makes no product faster, since nothing is dropped.
         counts: measured tokens of each expert, in the experts' order; they then say what ``imbalance`` does.
 
     Raises:
@@ -96,9 +97,10 @@ class Routing:
         return (top + (here - 1) * rest) * ranks / experts
 
     def room(self, experts: int, ranks: int) -> float:
-        """The largest rank's buffer over the mean load: its tokens, or the capacity if that is more."""
-        load = self.load(experts, ranks)
-        return load if self.capacity_factor is None or ranks <= 1 else max(load, self.capacity_factor)
+        """The share of a layer's rows for which the busiest of ``ranks`` ranks sets room aside."""
+        if self.capacity_factor is None or ranks <= 1:
+            return 1.0
+        return min(max(self.load(experts, ranks), self.capacity_factor) / ranks, 1.0)
 
     def __str__(self) -> str:
         """The assumption as a report states it."""
@@ -109,7 +111,7 @@ class Routing:
         else:
             said = f"busiest expert {self.imbalance:.3g}x the mean"
         if self.capacity_factor is not None:
-            said += f", buffers for {self.capacity_factor:.3g}x the mean"
+            said += f", buffers priced for {self.capacity_factor:.3g}x the mean"
         return f"{said}; no token is dropped"
 
 

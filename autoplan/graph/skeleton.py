@@ -22,6 +22,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from autoplan.errors import AutoplanError, TraceError
 from autoplan.graph.export import not_captured
 from autoplan.graph.fold import Repeat
+from autoplan.graph.node_like import node_like
 
 __all__ = ["BlockCall", "BlockStub", "Skeleton", "build_skeleton"]
 
@@ -98,9 +99,8 @@ def _block(tensors: list[Tensor], call: int) -> list[Tensor]:
 
 @_block.register_fake
 def _block_fake(tensors: list[Tensor], call: int) -> list[Tensor]:
-    record = _ACTIVE[call]
+    record = _with_inputs(_ACTIVE[call], tensors)
     args, kwargs = record.arguments(tensors)
-    record.inputs = list(tensors)
     key = record.signature()
     if key not in _OUTPUTS:
         try:
@@ -113,6 +113,11 @@ def _block_fake(tensors: list[Tensor], call: int) -> list[Tensor]:
         _OUTPUTS[key] = _results(record.path, output, tensors)
     made, record.results, record.output_spec = _OUTPUTS[key]
     return [torch.empty_like(tensor) for tensor in made]
+
+
+def _with_inputs(record: BlockCall, tensors: list[Tensor]) -> BlockCall:
+    record.inputs = list(tensors)
+    return record
 
 
 def _results(
@@ -198,8 +203,14 @@ class BlockStub(nn.Module):
         slots = [_SLOT if isinstance(leaf, Tensor) else leaf for leaf in leaves]
         record = BlockCall(*self._stub, self.__dict__["_block"], slots, spec)
         _ACTIVE.append(record)
-        outputs = torch.ops.autoplan.block(tensors, len(_ACTIVE) - 1)
-        return record.output(outputs, tensors)
+        call = len(_ACTIVE) - 1
+        known = _OUTPUTS.get(_with_inputs(record, tensors).signature())
+        if known is not None:
+            made, record.results, record.output_spec = known
+            again = node_like(torch.ops.autoplan.block.default, (tensors, call), made, record.path)
+            if again is not None:
+                return record.output(again, tensors)
+        return record.output(torch.ops.autoplan.block(tensors, call), tensors)
 
 
 def stub_of(repeat: int, path: str, block: nn.Module, counters: dict[str, int]) -> BlockStub:

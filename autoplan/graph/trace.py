@@ -20,6 +20,7 @@ from autoplan.graph.bands import Band
 from autoplan.graph.called_again import count_calls, with_called_again
 from autoplan.graph.causal import free_bands, use_bands
 from autoplan.graph.chain import Chain, Link, cut_chain
+from autoplan.graph.collection import collection_held
 from autoplan.graph.export import CleanGraph, export_clean, not_captured
 from autoplan.graph.faithful import check_hooks
 from autoplan.graph.fold import Repeat, find_repeats
@@ -38,6 +39,7 @@ Loss = Callable[[Any, Any], Tensor]
 
 
 @loops_as_operators()
+@collection_held()
 def trace(
     model: nn.Module,
     batch: Any,

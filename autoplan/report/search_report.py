@@ -56,6 +56,9 @@ def _sections(result: SearchResult, best: Candidate, job: Job, cluster: Cluster)
         yield _runners_up(best, result.runners_up[:_MOST_RUNNERS_UP])
     yield Text()
     yield from (Text(line) for line in stage_lines(best.plan))
+    for assumption in result.assumptions:
+        yield Text()
+        yield Text.assemble(("assumed: ", "bold cyan"), assumption)
     if result.unruled:
         yield Text()
         yield from _unruled(result.unruled)

@@ -67,7 +67,8 @@ def parallelize(
 
     @functools.cache
     def graph_at(micro_batch: int) -> ModelGraph:
-        return trace(model, _rows(batch, micro_batch), loss, chosen)
+        kind = "cuda" if torch.cuda.is_available() else "cpu"
+        return trace(model, _rows(batch, micro_batch), loss, chosen, device=kind)
 
     plan = plan if plan is not None else os.environ.get("AUTOPLAN_PLAN")
     if isinstance(plan, str | Path):

@@ -80,7 +80,13 @@ def search(
         best = tree.found[0].plan.micro_batch
         if graphs.confirm(best):
             result = _result(tree, _status(tree, gap), time.monotonic() - started, top)
-            return replace(result, unruled=_unruled(graphs.trace(best))) if ours else result
+            return _told(result, graphs.trace(best)) if ours else result
+
+
+def _told(result: SearchResult, graph: ModelGraph) -> SearchResult:
+    """The result with what its graph says beside the plan."""
+    assumed = () if graph.routing is None else (str(graph.routing),)
+    return replace(result, unruled=_unruled(graph), assumptions=assumed)
 
 
 def _unruled(graph: ModelGraph) -> tuple[UnruledOp, ...]:

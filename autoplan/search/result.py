@@ -50,7 +50,8 @@ class SearchResult:
     ``bound_s``: no plan of the space has a modelled step time below it. ``gap`` is
     ``step_time / bound - 1``. ``best`` is None when the status is infeasible; then ``conflict`` says
     what cannot be met together and ``cures`` what would mend it, the smallest first. ``unruled`` lists the
-    ops that no plan can cut, because nobody said how.
+    ops that no plan can cut, because nobody said how. ``assumptions`` are sentences about what the price rests
+    on beside the cost model: how evenly a model's routed experts are loaded.
     """
 
     status: Status
@@ -64,6 +65,7 @@ class SearchResult:
     conflict: str = ""
     cures: tuple[Cure, ...] = ()
     unruled: tuple[UnruledOp, ...] = ()
+    assumptions: tuple[str, ...] = ()
 
     @property
     def plan(self) -> Plan | None:
@@ -89,6 +91,7 @@ class SearchResult:
             "conflict": self.conflict,
             "cures": [{"option": c.option, "value": c.value, "text": c.text} for c in self.cures],
             "unruled": [asdict(op) for op in self.unruled],
+            "assumptions": list(self.assumptions),
         }
 
 
