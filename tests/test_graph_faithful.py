@@ -157,7 +157,6 @@ def clamping_weights(module: Doing, x: Tensor) -> Tensor:
         "changed weights",
         "random",
         "numpy.random",
-        "loop",
         "item",
     ],
 )
