@@ -67,6 +67,9 @@ def test_siblings_that_differ_in_weights_only_are_one_kind() -> None:
 def test_a_number_that_only_counts_the_siblings_does_not_part_them() -> None:
     assert kinds(*(Layer(layer_idx=i) for i in range(5))) == ["Layer_0"] * 5
     assert kinds(*(Layer(layer_idx=i) for i in range(3, 6))) == ["Layer_0"] * 3
+    mixed = [Layer(layer_idx=i) if i % 3 == 2 else Layer() for i in range(9)]  # some are not numbered
+    assert kinds(*mixed) == ["Layer_0", "Layer_0", "Layer_1"] * 3
+    assert len(set(kinds(*(Layer(width=i * i) if i % 3 == 2 else Layer() for i in range(9))))) == 4
 
 
 @pytest.mark.parametrize(

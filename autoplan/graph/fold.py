@@ -83,16 +83,16 @@ def _holds_blocks(module: nn.Module, shared: set[int]) -> bool:
 def _copies(container: nn.Module, shared: set[int]) -> tuple[dict[Any, list[str]], frozenset[str]]:
     """The names of the children that have one signature, by signature; and the counters left out of it."""
     children = [
-        (name, child)
-        for name, child in container.named_children()
+        (place, name, child)
+        for place, (name, child) in enumerate(container.named_children())
         if type(child).forward is not nn.Module.forward
         and next(child.children(), None) is not None
         and next(child.parameters(), None) is not None
         and not any(id(p) in shared for p in child.parameters())
     ]
-    counters = _counting_attributes([child for _, child in children])
+    counters = _counting_attributes([(place, child) for place, _, child in children])
     groups: dict[Any, list[str]] = {}
-    for name, child in children:
+    for _, name, child in children:
         groups.setdefault(_signature(child, counters), []).append(name)
     return groups, frozenset(counters)
 
@@ -104,19 +104,19 @@ def _shared_parameters(model: nn.Module) -> set[int]:
     return {key for key, times in seen.items() if times > 1}
 
 
-def _counting_attributes(siblings: list[nn.Module]) -> set[str]:
-    """Names of integer attributes whose values over the siblings are consecutive, wherever they stand."""
-    names: set[str] | None = None
-    for index, sibling in enumerate(siblings):
-        here = {
-            (attribute, value - index)
-            for module in sibling.modules()
-            for attribute, value in vars(module).items()
-            if type(value) is int
-        }
-        names = here if names is None else names & here  # type: ignore[assignment]
-    constant = _constant_attributes(siblings)
-    return {attribute for attribute, _ in (names or set()) if attribute not in constant}  # type: ignore[misc]
+def _counting_attributes(siblings: list[tuple[int, nn.Module]]) -> set[str]:
+    """Names of integer attributes whose values count the siblings that have them, by their places in the list."""
+    offsets: dict[str, set[int]] = {}
+    for index, sibling in siblings:
+        here: dict[str, set[int]] = {}
+        for module in sibling.modules():
+            for attribute, value in vars(module).items():
+                if type(value) is int:
+                    here.setdefault(attribute, set()).add(value - index)
+        for attribute, found in here.items():
+            offsets[attribute] = offsets.get(attribute, found) & found
+    constant = _constant_attributes([sibling for _, sibling in siblings])
+    return {attribute for attribute, common in offsets.items() if common and attribute not in constant}
 
 
 def _constant_attributes(siblings: list[nn.Module]) -> set[str]:
@@ -137,9 +137,9 @@ def _signature(module: nn.Module, counters: set[str]) -> Any:
         if t is not None
     )
     plain = tuple(
-        (name, _shown(value))
+        (name, None if name in counters else _shown(value))
         for name, value in sorted(vars(module).items())
-        if not name.startswith("__") and name not in counters and _is_plain(value)
+        if not name.startswith("__") and _is_plain(value)
     )
     children = tuple((name, _signature(child, counters)) for name, child in module.named_children())
     return type(module), tensors, plain, children

@@ -64,7 +64,8 @@ RECURRENT: tuple[Architecture, ...] = (
     decoder("minimax-text-01", "minimax", 4096, sizes(6144, 9216, 80, 64, 8, 200064, head_dim=128,
             num_local_experts=32, num_experts_per_tok=2, layer_types=(["linear_attention"] * 7 +
             ["full_attention"]) * 10), {"head_dim": 8, "num_local_experts": 4, "num_experts_per_tok": 2,
-            "block_size": 8, "layer_types": ["linear_attention", "full_attention"] * 2}),
+            "block_size": 8, "layer_types": ["linear_attention", "full_attention"] * 2},
+            precision="fp32"),
     decoder("qwen3-next-80b-a3b", "qwen3_next", 4096, sizes(2048, 5120, 48, 16, 2, 151936, head_dim=256,
             num_experts=512, num_experts_per_tok=10, moe_intermediate_size=512,
             shared_expert_intermediate_size=512), _DELTA_TINY | {"head_dim": 8, "num_experts": 8,
