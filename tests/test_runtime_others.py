@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from equality import Case, difference, optimizer_for, plan_for
+from equality import Case, difference, plan_for
 from ranks import Ranks
 from torch import Tensor, nn
 from zoo.architecture import Example
@@ -51,6 +51,11 @@ def _batch(example: Example, samples: int, step: int) -> dict[str, Tensor]:
     return {k: t.double() if t.is_floating_point() else t for k, t in example.batch(samples).items()}
 
 
+def _sgd(parameters: Any) -> torch.optim.Optimizer:
+    """Unlike AdamW it does not blow up rounding noise where the true gradient is zero (a key's bias)."""
+    return torch.optim.SGD(parameters, lr=0.05, momentum=0.9)
+
+
 def _check(name: str, case: Case) -> None:
     """Three steps of the program, and of the model itself."""
     example = _example(name)
@@ -59,9 +64,9 @@ def _check(name: str, case: Case) -> None:
     batch = _batch(example, case.micro_batch, 0)
     plan = plan_for(trace(model, batch, example.loss, Precision.FP64), case)
     program = autoplan.parallelize(
-        model, _batch(example, case.global_batch, 0), example.loss, optimizer_for("fp64"), plan=plan, precision="fp64"
+        model, _batch(example, case.global_batch, 0), example.loss, _sgd, plan=plan, precision="fp64"
     )  # fmt: skip
-    optimizer = optimizer_for("fp64")(twin.parameters())
+    optimizer = _sgd(twin.parameters())
     for step in range(3):
         batch = _batch(example, case.global_batch, step)
         got = program.step(program.shard(batch)).item()
@@ -76,7 +81,9 @@ def _check(name: str, case: Case) -> None:
         optimizer.step()
         assert abs(got - loss.item()) < 1e-10 * abs(loss.item())
     kept = program.full_state_dict()
-    assert difference(kept, {n: t.detach() for n, t in twin.named_parameters() if n in kept}) < 1e-9
+    for name, parameter in twin.named_parameters():
+        if name in kept:
+            torch.testing.assert_close(kept[name], parameter.detach(), rtol=1e-9, atol=1e-12)
     for buffer in (name for name in kept if name in dict(twin.named_buffers())):
         torch.testing.assert_close(kept[buffer], twin.get_buffer(buffer))
 
