@@ -7,6 +7,7 @@
     │   └── PlanError             a plan is malformed, or does not fit this model or world
     ├── TraceError                a part of a model cannot be captured
     ├── NoPlanError               nothing in the space fits (exit status 3); carries the cures
+    ├── CertificateError          a plan that was found does not pass its independent check
     └── DistributedError          ranks disagree, or the process group is not what the plan needs
 
 A message is one line: what is wrong, the value got, what was expected, what to do.
@@ -18,6 +19,7 @@ from typing import Any
 
 __all__ = [
     "AutoplanError",
+    "CertificateError",
     "DistributedError",
     "InputError",
     "ModelError",
@@ -87,6 +89,12 @@ class NoPlanError(AutoplanError):
     """No plan in the stated space fits; ``remedy`` names the smallest change that would cure it."""
 
     exit_status = 3
+
+
+class CertificateError(AutoplanError):
+    """A plan that was found does not pass the check that derives it again: autoplan is wrong, not the user."""
+
+    exit_status = 1
 
 
 class DistributedError(AutoplanError):

@@ -9,7 +9,7 @@ import re
 import pytest
 
 from autoplan import errors
-from autoplan.errors import AutoplanError, DistributedError, InputError, NoPlanError
+from autoplan.errors import AutoplanError, CertificateError, DistributedError, InputError, NoPlanError
 
 CLASSES = [getattr(errors, name) for name in errors.__all__]
 
@@ -57,4 +57,5 @@ def test_exit_statuses() -> None:
     statuses = {kind.__name__: kind.exit_status for kind in CLASSES}
     assert statuses.pop(NoPlanError.__name__) == 3
     assert statuses.pop(DistributedError.__name__) == 1
+    assert statuses.pop(CertificateError.__name__) == 1
     assert set(statuses.values()) == {2}

@@ -1,8 +1,9 @@
 """``autoplan COMMAND …``: one door, one form of error, one meaning of each exit status.
 
     0    done                          3    no plan fits; the message says what would make one fit
-    1    the ranks of a run disagree   130  interrupted
-    2    an input is wrong             141  whoever read the output has gone
+    1    the ranks of a run disagree,  130  interrupted
+         or a plan fails its check     141  whoever read the output has gone
+    2    an input is wrong
 
 Nothing heavy is imported until a command runs, so that ``--help`` answers at once.
 """

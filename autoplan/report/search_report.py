@@ -139,6 +139,10 @@ def _proof(result: SearchResult) -> Iterator[RenderableType]:
         Status.LIMIT: f"{bound}; this one may be slower than the best by up to {percent(result.gap)}",
     }[result.status]
     yield Text.assemble((f"{result.status.value.replace('_', ' ')}: ", "bold cyan"), sentence)
+    if result.checked:
+        again = f"derived again by an independent check: {', '.join(result.checked)}"
+        unknown = f"; not {', '.join(result.unchecked)}" if result.unchecked else ""
+        yield _indented(again + unknown)
     effort = f"{result.candidates:,} candidates, {result.pruned:,} pruned, {seconds(result.seconds)}"
     yield _indented(effort, "dim")
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from autoplan.cost.unit import StrategiesOf
 from autoplan.search.branch_and_bound import BranchAndBound, mesh_of
+from autoplan.search.certificate import certified
 from autoplan.search.graphs import GraphAt, Graphs
 from autoplan.search.infeasible import explain
 from autoplan.search.layout_problem import LayoutsOf
@@ -80,7 +81,7 @@ def search(
         best = tree.found[0].plan.micro_batch
         if graphs.confirm(best):
             result = _result(tree, _status(tree, gap), time.monotonic() - started, top)
-            return _told(result, graphs.trace(best)) if ours else result
+            return _told(certified(result, graphs, job, cluster), graphs.trace(best)) if ours else result
 
 
 def _told(result: SearchResult, graph: ModelGraph) -> SearchResult:

@@ -51,7 +51,8 @@ class SearchResult:
     ``step_time / bound - 1``. ``best`` is None when the status is infeasible; then ``conflict`` says
     what cannot be met together and ``cures`` what would mend it, the smallest first. ``unruled`` lists the
     ops that no plan can cut, because nobody said how. ``assumptions`` are sentences about what the price rests
-    on beside the cost model: how evenly a model's routed experts are loaded.
+    on beside the cost model: how evenly a model's routed experts are loaded. ``checked`` says what an independent
+    check (``autoplan.verify``) derived again of every plan in the result, ``unchecked`` what it cannot.
     """
 
     status: Status
@@ -66,6 +67,8 @@ class SearchResult:
     cures: tuple[Cure, ...] = ()
     unruled: tuple[UnruledOp, ...] = ()
     assumptions: tuple[str, ...] = ()
+    checked: tuple[str, ...] = ()
+    unchecked: tuple[str, ...] = ()
 
     @property
     def plan(self) -> Plan | None:
@@ -92,6 +95,7 @@ class SearchResult:
             "cures": [{"option": c.option, "value": c.value, "text": c.text} for c in self.cures],
             "unruled": [asdict(op) for op in self.unruled],
             "assumptions": list(self.assumptions),
+            "certificate": {"checked": list(self.checked), "unchecked": list(self.unchecked)},
         }
 
 
