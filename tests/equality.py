@@ -18,7 +18,7 @@ from autoplan.graph.layout import Layout
 from autoplan.graph.sources.builtin import build_decoder
 from autoplan.graph.sources.sizes import DecoderConfig
 from autoplan.graph.trace import trace
-from autoplan.plan import Plan, Precision, StagePlan
+from autoplan.plan import Plan, Precision, Schedule, StagePlan
 
 SEQ, VOCAB = 16, 64
 
@@ -136,6 +136,8 @@ class Case:
     dtype: str = "fp64"
     boundary: str = "R"
     seed: int = 0
+    schedule: str = "1f1b"
+    vpp: int = 1
 
     @property
     def global_batch(self) -> int:
@@ -158,7 +160,8 @@ def plan_for(graph: ModelGraph, case: Case) -> Plan:
             for unit, value in group[1:]:
                 layouts[kinds[unit]][value] = layouts[kinds[first_unit]][first_value]
     names = [unit.name for unit in graph.units]
-    cuts = [round(i * len(names) / case.pp) for i in range(case.pp + 1)]
+    count = case.pp * case.vpp
+    cuts = [round(i * len(names) / count) for i in range(count + 1)]
     stages = []
     for start, stop in itertools.pairwise(cuts):
         units = tuple(names[start:stop])
@@ -169,7 +172,7 @@ def plan_for(graph: ModelGraph, case: Case) -> Plan:
         model=graph.name, fingerprint=graph.fingerprint, global_batch=case.global_batch, precision=Precision(case.dtype),
         pp=case.pp, dp=case.dp, fsdp=case.fsdp, tp=case.tp, micro_batch=case.micro_batch,
         num_micro_batches=case.num_micro_batches, zero=case.zero, stages=tuple(stages),
-        boundary=str(Layout.parse(case.boundary)), layouts=layouts,
+        boundary=str(Layout.parse(case.boundary)), layouts=layouts, vpp=case.vpp, schedule=Schedule(case.schedule),
     )  # fmt: skip
 
 

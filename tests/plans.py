@@ -6,7 +6,7 @@ from itertools import pairwise
 
 from hypothesis import strategies as st
 
-from autoplan.plan import Plan, Precision, StagePlan
+from autoplan.plan import SCHEDULE_NEEDS, Plan, Precision, Schedule, StagePlan
 
 LAYERS = tuple(f"model.layers.{index}" for index in range(8))
 
@@ -48,10 +48,14 @@ _choices = st.dictionaries(
 def plans(draw: st.DrawFn) -> Plan:
     """Any plan that ``validate_plan`` accepts."""
     pp, dp, tp, micro_batch = (draw(st.integers(1, 4)) for _ in range(4))
-    num_micro_batches = pp + draw(st.integers(0, 4))
+    schedule = draw(st.sampled_from(Schedule)) if pp > 1 else Schedule.ONE_F_ONE_B
+    needs = SCHEDULE_NEEDS[schedule]
+    vpp = needs.vpp or draw(st.integers(1, 3))
+    count = pp * vpp
+    num_micro_batches = pp * max(needs.least_per_rank, 1) + draw(st.integers(0, 4))
     fsdp = draw(st.sampled_from([1, 2, 8]))
-    units = draw(st.lists(_names, min_size=pp, max_size=pp + 6, unique=True))
-    cuts = sorted(draw(st.permutations(range(1, len(units))))[: pp - 1])
+    units = draw(st.lists(_names, min_size=count, max_size=count + 6, unique=True))
+    cuts = sorted(draw(st.permutations(range(1, len(units))))[: count - 1])
     ends = [0, *cuts, len(units)]
     stages = []
     for first, last in pairwise(ends):
@@ -66,6 +70,8 @@ def plans(draw: st.DrawFn) -> Plan:
         dp=dp,
         fsdp=fsdp,
         tp=tp,
+        vpp=vpp,
+        schedule=schedule,
         micro_batch=micro_batch,
         num_micro_batches=num_micro_batches,
         zero=0 if fsdp == 1 else draw(st.integers(1, 3)),

@@ -89,7 +89,7 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
         ({"stages": [{"recompute": []}]}, "stages[0].units", None, "a value"),
         ({"stages": [{"units": [], "recomputed": ["a"]}]}, "stages[0].recomputed", ["a"], "units, recompute"),
         ({"precision": "fp8"}, "precision", "fp8", "one of bf16, fp32, fp64"),
-        ({"schedule": "gpipe"}, "schedule", "gpipe", "one of 1f1b"),
+        ({"schedule": "2f2b"}, "schedule", "2f2b", "one of gpipe, 1f1b, interleaved, zb-h1, zbv, dualpipe-v"),
         ({"format": "autoplan.plan/9"}, "format", "autoplan.plan/9", "one of autoplan.plan/1"),
         ({"layouts": {"block": {"linear": 3}}}, "layouts[...][...]", {"block": {"linear": 3}}, "a string"),
         ({"micro_batches": 4}, "micro_batches", 4, "one of the fields format, model"),

@@ -7,10 +7,13 @@ from hypothesis import given
 from plans import LAYERS, hand_made_plan, plans
 
 from autoplan.errors import PlanError
-from autoplan.plan import Plan, StagePlan, validate_plan
+from autoplan.plan import Plan, Schedule, StagePlan, validate_plan
 
 FIRST = StagePlan(units=("prologue", *LAYERS[:4]))
 SECOND = StagePlan(units=(*LAYERS[4:], "epilogue"))
+
+ALONE: dict[str, object] = {"pp": 1, "fsdp": 4, "global_batch": 64}
+FEW: dict[str, object] = {"global_batch": 4, "num_micro_batches": 1}
 
 
 def stages(first: StagePlan = FIRST, second: StagePlan = SECOND) -> dict[str, object]:
@@ -29,7 +32,17 @@ def test_a_consistent_plan_passes(plan: Plan) -> None:
         ({"micro_batch": -1}, "micro_batch", "an integer of at least 1"),
         ({"cp": 2}, "cp", "1, the only degree that this version runs"),
         ({"ep": 8}, "ep", "1, the only degree that this version runs"),
-        ({"vpp": 2}, "vpp", "1, the only degree that this version runs"),
+        ({"vpp": 2}, "vpp", "1, the stages that each rank holds under 1f1b"),
+        ({"vpp": 3, "schedule": Schedule.ZBV}, "vpp", "2, the stages that each rank holds under zbv"),
+        ({"vpp": 2, "schedule": Schedule.INTERLEAVED}, "stages", "pp · vpp = 2 · 2 = 4 stages"),
+        ({**ALONE, "schedule": Schedule.GPIPE}, "schedule", "1f1b, as pp is 1"),
+        ({**ALONE, "vpp": 2, "schedule": Schedule.ONE_F_ONE_B}, "vpp", "1, as pp is 1"),
+        ({**FEW, "pp": 2}, "num_micro_batches", "at least pp = 2: 1f1b gives each rank a micro-batch"),
+        (
+            {**FEW, "global_batch": 12, "num_micro_batches": 3, "vpp": 2, "schedule": Schedule.DUALPIPE_V},
+            "num_micro_batches",
+            "at least 2 · pp = 4, which dualpipe-v needs",
+        ),
         ({"zero": 4}, "zero", "0, 1, 2 or 3"),
         ({"zero": 0}, "zero", "1, 2 or 3, as fsdp is 2"),
         ({"fsdp": 1, "dp": 2}, "zero", "0, as fsdp is 1"),

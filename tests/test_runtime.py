@@ -240,7 +240,12 @@ def test_bf16_computes_in_bfloat16_and_keeps_float32_weights(two: Ranks) -> None
     assert alone[0] == pytest.approx(exact, rel=2e-2)
     assert abs(alone[0] / exact - 1) > 1e-5  # rounded as bfloat16 rounds, not as float32
     assert alone[1] < alone[0]
-    for case in (Case("gpt", dp=2, num_micro_batches=1, dtype="bf16"), Case("gpt", pp=2, dtype="bf16")):
+    halved = Case("gpt", pp=2, schedule="zbv", vpp=2, dtype="bf16")
+    for case in (
+        Case("gpt", dp=2, num_micro_batches=1, dtype="bf16"),
+        Case("gpt", pp=2, dtype="bf16"),
+        halved,
+    ):
         for losses, kept in two(_in_bf16, case):
             assert losses == pytest.approx(alone, rel=2e-2)
             assert kept == "torch.float32"

@@ -89,7 +89,13 @@ def _check(name: str, case: Case) -> None:
 
 
 CASES = [Case(dp=2), Case(pp=2, micro_batch=2, recompute="mixed")]
-MORE_CASES = [Case(fsdp=2, zero=3, micro_batch=2), Case(pp=2, num_micro_batches=3)]
+SKIPS_OVER_CHUNKS = Case(pp=2, vpp=2, schedule="zbv", num_micro_batches=3, recompute="mixed")
+MORE_CASES = [
+    Case(fsdp=2, zero=3, micro_batch=2),
+    Case(pp=2, num_micro_batches=3),
+    SKIPS_OVER_CHUNKS,
+    Case(pp=2, vpp=2, schedule="interleaved", num_micro_batches=2),
+]
 FIRST = ["unet", "transformer", "transformer-encoder"]
 OTHER = [
     "dit-xl-2",
@@ -106,6 +112,10 @@ OTHER = [
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_two_ranks_equal_one_process(two: Ranks, name: str, case: Case) -> None:
     two(_check, name, case)
+
+
+def test_skips_pass_over_the_stages_of_two_ranks(two: Ranks) -> None:
+    two(_check, "unet", SKIPS_OVER_CHUNKS)
 
 
 @pytest.mark.slow

@@ -2,19 +2,23 @@
 
 from autoplan.plan.io import plan_json, plan_schema, read_plan, write_plan
 from autoplan.plan.job import Job
-from autoplan.plan.plan import MESH_AXES, Plan, Schedule, StagePlan
+from autoplan.plan.plan import MESH_AXES, Plan, StagePlan
+from autoplan.plan.schedule import SCHEDULE_NEEDS, Schedule, ScheduleNeeds, ranks_of_stages
 from autoplan.plan.validate import validate_plan
 from autoplan.precision import Precision
 
 __all__ = [
     "MESH_AXES",
+    "SCHEDULE_NEEDS",
     "Job",
     "Plan",
     "Precision",
     "Schedule",
+    "ScheduleNeeds",
     "StagePlan",
     "plan_json",
     "plan_schema",
+    "ranks_of_stages",
     "read_plan",
     "validate_plan",
     "write_plan",

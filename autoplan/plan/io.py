@@ -14,7 +14,8 @@ from typing import Any
 import msgspec
 
 from autoplan.errors import PlanError
-from autoplan.plan.plan import Plan, Schedule, StagePlan
+from autoplan.plan.plan import Plan, StagePlan
+from autoplan.plan.schedule import Schedule
 from autoplan.plan.validate import validate_plan
 from autoplan.precision import Precision
 

@@ -3,23 +3,17 @@
 from __future__ import annotations
 
 import hashlib
-from enum import StrEnum
 from typing import Literal
 
 import msgspec
 
+from autoplan.plan.schedule import Schedule, ranks_of_stages
 from autoplan.precision import Precision
 
-__all__ = ["Plan", "Schedule", "StagePlan"]
+__all__ = ["Plan", "StagePlan"]
 
 MESH_AXES = ("pp", "dp", "fsdp", "cp", "tp")
 """Mesh axes from the outermost to the innermost: consecutive ranks differ in tp first."""
-
-
-class Schedule(StrEnum):
-    """The order of micro-batches in a pipeline."""
-
-    ONE_F_ONE_B = "1f1b"
 
 
 class StagePlan(msgspec.Struct, frozen=True, kw_only=True):
@@ -39,6 +33,9 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
 
     ``zero`` says what a rank keeps between uses, along ``fsdp``: 0 everything (fsdp is 1), 1 shards of
     the optimizer state, 2 also of gradients, 3 also of parameters.
+
+    ``stages`` are ``pp · vpp``, in the order of the model: with ``vpp`` above 1 a rank holds several, and
+    ``stage_ranks`` says which.
 
     ``layouts`` maps a block kind and the name of an op or parameter to the name of its strategy on the
     tp axis (see ``graph.axes``); ``boundary`` is the layout of what passes between units.
@@ -72,6 +69,11 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     def data_ranks(self) -> int:
         """How many ways the global batch is cut."""
         return self.dp * self.fsdp
+
+    @property
+    def stage_ranks(self) -> tuple[int, ...]:
+        """The pipeline rank that holds each of ``stages``."""
+        return ranks_of_stages(self.schedule, self.pp, self.vpp)
 
     @property
     def recompute(self) -> str:

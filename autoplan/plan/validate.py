@@ -12,18 +12,20 @@ from collections.abc import Sequence
 from autoplan.errors import PlanError
 from autoplan.graph.layout import Layout
 from autoplan.plan.plan import Plan
+from autoplan.plan.schedule import SCHEDULE_NEEDS, Schedule
 
-__all__ = ["validate_plan"]
+__all__ = ["least_micro_batches", "validate_plan"]
 
 _CORRECT = "correct the plan, or search for one with `autoplan search`"
 _COUNTS = ("global_batch", "pp", "dp", "fsdp", "cp", "tp", "ep", "vpp", "micro_batch", "num_micro_batches")
-_NOT_YET = ("cp", "ep", "vpp")
+_NOT_YET = ("cp", "ep")
 
 
 def validate_plan(plan: Plan) -> None:
     """Raises PlanError naming the first decision of ``plan`` that contradicts another."""
     _check_degrees(plan)
     _check_batch(plan)
+    _check_schedule(plan)
     _check_stages(plan)
     _check_layouts(plan)
 
@@ -56,18 +58,37 @@ def _check_batch(plan: Plan) -> None:
             f"{plan.dp} · {plan.fsdp} = {product}",
             _CORRECT,
         )
-    if plan.num_micro_batches < plan.pp:
+
+
+def _check_schedule(plan: Plan) -> None:
+    schedule, needs = plan.schedule, SCHEDULE_NEEDS[plan.schedule]
+    if plan.pp == 1:
+        for name, value, only in (("schedule", schedule, Schedule.ONE_F_ONE_B), ("vpp", plan.vpp, 1)):
+            if value != only:
+                raise PlanError(name, value, f"{only}, as pp is 1 and there is no pipeline", _CORRECT)
+    if needs.vpp is not None and plan.vpp != needs.vpp:
         raise PlanError(
-            "num_micro_batches",
-            plan.num_micro_batches,
-            f"at least pp = {plan.pp}: 1F1B gives each stage a micro-batch to start with",
-            _CORRECT,
+            "vpp", plan.vpp, f"{needs.vpp}, the stages that each rank holds under {schedule}", _CORRECT
         )
+    least, reason = least_micro_batches(schedule, plan.pp)
+    if plan.num_micro_batches < least:
+        raise PlanError("num_micro_batches", plan.num_micro_batches, f"at least {reason}", _CORRECT)
+
+
+def least_micro_batches(schedule: Schedule, pp: int) -> tuple[int, str]:
+    """The fewest micro-batches that a plan may have, and the same in words."""
+    if pp == 1 or schedule is Schedule.GPIPE:
+        return 1, "1"
+    if per_rank := SCHEDULE_NEEDS[schedule].least_per_rank:
+        return per_rank * pp, f"{per_rank} · pp = {per_rank * pp}, which {schedule} needs"
+    return pp, f"pp = {pp}: {schedule} gives each rank a micro-batch to start with"
 
 
 def _check_stages(plan: Plan) -> None:
-    if len(plan.stages) != plan.pp:
-        raise PlanError("stages", f"{len(plan.stages)} stages", f"pp = {plan.pp} stages", _CORRECT)
+    count = plan.pp * plan.vpp
+    if len(plan.stages) != count:
+        product = f"pp = {count}" if plan.vpp == 1 else f"pp · vpp = {plan.pp} · {plan.vpp} = {count}"
+        raise PlanError("stages", f"{len(plan.stages)} stages", f"{product} stages", _CORRECT)
     home: dict[str, int] = {}
     for index, stage in enumerate(plan.stages):
         where = f"stages[{index}]"

@@ -13,7 +13,7 @@ from autoplan.cost.boundary import boundary_layout
 from autoplan.graph.chain import extract
 from autoplan.graph.ir import ModelGraph, Unit, Value
 from autoplan.graph.layout import Layout
-from autoplan.plan import Plan
+from autoplan.plan import SCHEDULE_NEEDS, Plan
 from autoplan.rewrite.local_graph import LocalBlock
 from autoplan.rewrite.unit_module import UnitModule, attach, build_unit, full_name, local_parameter, put_on
 
@@ -89,6 +89,7 @@ def build_stage(
     parameters are kept in; None keeps each one's own. ``device``: where the rank computes.
     """
     names = set(plan.stages[stage].units)
+    halves = SCHEDULE_NEEDS[plan.schedule].halves
     chain = [unit for unit in graph.units if unit.name in names]
     boundary = Layout.parse(plan.boundary)
     made: dict[tuple[int, str], nn.Parameter] = {}
@@ -123,12 +124,13 @@ def build_stage(
                     buffers,
                     summed,
                     device,
+                    halves,
                 ),
             )
         )
     free_names = sorted({name for unit in chain for name in unit.arguments if name.startswith("free.")})
     free = free_module(graph, free_names, buffers, device)
-    last = stage == plan.pp - 1
+    last = stage == len(plan.stages) - 1
     reads = wires_into(graph, plan, stage)
     writes = [_loss_wire(graph)] if last else wires_into(graph, plan, stage + 1)
     return StageModule(units, free, free_names, reads, writes, graph.loss if last else None)

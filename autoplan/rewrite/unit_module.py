@@ -16,6 +16,7 @@ from autoplan.graph.ir import Block, Unit
 from autoplan.graph.layout import Layout
 from autoplan.rewrite.local_graph import LocalBlock, localise
 from autoplan.rewrite.move import shard_of
+from autoplan.rewrite.weight_halves import defer_weight_halves
 
 __all__ = ["ParameterSource", "UnitModule", "build_unit", "local_parameter", "put_on"]
 
@@ -79,6 +80,7 @@ def build_unit(
     buffers: Mapping[str, Tensor],
     summed_loss: str | None,
     device: torch.device,
+    halves: bool = False,
 ) -> UnitModule:
     """Make the module of ``unit``.
 
@@ -90,6 +92,7 @@ def build_unit(
         buffers: the user's model's buffers, by name.
         summed_loss: see ``localise``.
         device: where the unit's own tensors (positions, constants) are made.
+        halves: whether backward leaves gradients of weights for later (see ``weight_halves``).
     """
     root = nn.Module()
     sources: dict[str, ParameterSource] = {}
@@ -103,6 +106,8 @@ def build_unit(
         attach(root, relative, buffer.clone() if relative in updates else buffer)
     graph = localise(local, summed_loss) if local.degree > 1 or summed_loss else _unchanged(local.block)
     put_on(graph, device)
+    if halves:
+        defer_weight_halves(graph)
     return UnitModule(
         fx.GraphModule(root, graph, class_name=_class_name(unit)),
         sources,

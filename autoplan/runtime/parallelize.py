@@ -86,12 +86,13 @@ def parallelize(
     master = getattr(torch, plan.precision.master_dtype)
     tp_axis = world.axis("tp") if plan.tp > 1 else None
     parameters, buffers = same_weights(model)
-    stage = build_stage(graph, plan, world.pp_rank, parameters, buffers, tp_axis, master, world.device).to(
-        world.device
-    )
-    stage.train(model.training)
-    shard_state(stage, plan, world)
-    return Program(stage, plan, graph, world, optimizer or _adamw, model)
+    stages = []
+    for place, rank in enumerate(plan.stage_ranks):
+        if rank == world.pp_rank:
+            stage = build_stage(graph, plan, place, parameters, buffers, tp_axis, master, world.device)
+            stages.append(stage.to(world.device).train(model.training))
+            shard_state(stages[-1], plan, world)
+    return Program(stages, plan, graph, world, optimizer or _adamw, model)
 
 
 def _adamw(parameters: Any) -> torch.optim.Optimizer:
@@ -165,6 +166,8 @@ def _complete(plan: Plan, graph_at: Any, job: Job, cluster: Cluster | str | Path
     """Add the layouts that a plan written by hand leaves out; everything it says stays."""
     pin = {
         "pp": plan.pp,
+        "vpp": plan.vpp,
+        "schedule": plan.schedule.value,
         "dp": plan.dp,
         "fsdp": plan.fsdp,
         "tp": plan.tp,

@@ -1,22 +1,46 @@
-"""1F1B over ``torch.distributed.pipelining``."""
+"""Pipeline schedules over ``torch.distributed.pipelining``: one stage on a rank, or several."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
-from torch.distributed.fsdp import FSDPModule
-from torch.distributed.pipelining import PipelineStage, Schedule1F1B
+from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.pipelining import PipelineStage, Schedule1F1B, ScheduleGPipe
 from torch.distributed.pipelining._backward import stage_backward
+from torch.distributed.pipelining.schedules import (
+    OVERLAP_F_B,
+    RESHARD,
+    UNSHARD,
+    _Action,
+    _PipelineScheduleRuntime,
+)
 
-from autoplan.plan import Plan
+from autoplan.cost.pipeline import Action, pipeline_order
+from autoplan.plan import SCHEDULE_NEEDS, Plan, Schedule
 from autoplan.rewrite import StageModule
 from autoplan.rewrite.stage_module import Wire
+from autoplan.rewrite.unit_module import UnitModule
+from autoplan.rewrite.weight_halves import PENDING, run_weight_halves
 from autoplan.runtime.data_parallel import before_backward
 from autoplan.runtime.world import World
 
-__all__ = ["Pipeline"]
+__all__ = ["Chunks", "Pipeline"]
+
+
+class Chunks(nn.Module):
+    """The stages of one rank that holds several, in the order of the model."""
+
+    def __init__(self, stages: Sequence[StageModule]) -> None:
+        super().__init__()
+        self.stages = nn.ModuleList(stages)
+        self.chain = [unit for stage in stages for unit in stage.chain]
+
+    def unit_modules(self) -> dict[str, UnitModule]:
+        """The units' modules by unit name."""
+        return {name: module for stage in self.stages for name, module in stage.unit_modules().items()}  # type: ignore[operator]
 
 
 class _Stage(PipelineStage):
@@ -34,25 +58,73 @@ class _Stage(PipelineStage):
         if not isinstance(self.submod, FSDPModule) or self.zero < 2:
             return super().backward_maybe_with_nosync(backward_type, bwd_kwargs, last_backward)
         before_backward(self.submod, self.zero, last_backward)
-        return stage_backward(
-            bwd_kwargs["stage_output"], bwd_kwargs["output_grads"], bwd_kwargs["input_values"]
-        ), None
+        return _backward(bwd_kwargs), None
+
+
+class _HalvedStage(PipelineStage):
+    """The same for schedules that run the weight half of a backward apart (see ``rewrite.weight_halves``)."""
+
+    def __init__(self, *args: Any, zero: int, micro_batches: int, **options: Any) -> None:
+        super().__init__(*args, dw_builder=self._take_weight_half, **options)
+        self.zero, self.micro_batches, self.finished = zero, micro_batches, 0
+
+    def backward_maybe_with_nosync(
+        self, backward_type: str, bwd_kwargs: dict[str, Any], last_backward: bool = False
+    ) -> Any:
+        """The first half: whatever it leaves in the parameters' gradients waits for the second."""
+        if isinstance(self.submod, FSDPModule):
+            self.submod.set_is_last_backward(False)
+            self.submod.set_requires_gradient_sync(False)
+            self.submod.set_reshard_after_backward(self.zero == 3)
+        return _backward(bwd_kwargs), None
+
+    def _take_weight_half(self) -> Callable[[], None]:
+        halves = PENDING[:]
+        PENDING.clear()
+        return lambda: self._run_weight_half(halves)
+
+    def _run_weight_half(self, halves: list[Any]) -> None:
+        run_weight_halves(halves)
+        self.finished = (self.finished + 1) % self.micro_batches
+        if not isinstance(self.submod, FSDPModule):
+            return
+        last = self.finished == 0 and self.zero >= 2  # below that, the schedule reduces gradients at the end
+        self.submod.set_is_last_backward(last)
+        self.submod.set_requires_gradient_sync(self.zero >= 2)
+        self.submod.set_requires_all_reduce(last or self.zero < 2)
+        self.submod.set_reshard_after_backward(last or self.zero == 3)
+        state = fully_shard.state(self.submod)  # type: ignore[attr-defined]
+        for group in _groups(state):
+            group.post_backward()
+        state._root_post_backward_final_callback()
+
+
+def _backward(bwd_kwargs: dict[str, Any]) -> Any:
+    return stage_backward(bwd_kwargs["stage_output"], bwd_kwargs["output_grads"], bwd_kwargs["input_values"])
+
+
+def _groups(root: Any) -> Iterator[Any]:
+    """FSDP2's parameter groups under a root; torch 2.13 allows several in a module, those before one."""
+    for state in root._state_ctx.all_states:
+        if hasattr(state, "_fsdp_param_groups"):
+            yield from state._fsdp_param_groups
+        elif state._fsdp_param_group is not None:
+            yield state._fsdp_param_group
 
 
 class Pipeline:
-    """Runs a stage under 1F1B: ``step`` takes this rank's share of the batch and returns the scaled loss sum."""
+    """Runs this rank's stages under the plan's schedule: ``step`` takes its share of the batch and returns the
+    scaled loss sum."""
 
-    def __init__(self, stage: StageModule, plan: Plan, world: World) -> None:
+    def __init__(self, stages: Sequence[StageModule], plan: Plan, world: World) -> None:
         axis = world.axis("pp")
         assert axis is not None
-        self.is_last = world.pp_rank == plan.pp - 1
+        places = [place for place, rank in enumerate(plan.stage_ranks) if rank == world.pp_rank]
+        self.is_last = len(plan.stages) - 1 in places
         self.num_micro_batches = plan.num_micro_batches
-        self.stage = _Stage(
-            stage, world.pp_rank, plan.pp, world.device,
-            input_args=_examples(stage.reads), output_args=_examples(stage.writes), group=axis.get_group(),
-        )  # fmt: skip
-        self.stage.zero = plan.zero
-        self.schedule = Schedule1F1B(self.stage, plan.num_micro_batches, loss_fn=_first, scale_grads=False)
+        pairs = zip(places, stages, strict=True)
+        self.stages = [_make_stage(place, stage, plan, world, axis.get_group()) for place, stage in pairs]
+        self.schedule = _schedule(self.stages, plan)
 
     def step(self, batch: dict[str, Any]) -> Tensor | None:
         """Forward and backward of every micro-batch. Returns the sum of the losses on the last stage, else None."""
@@ -63,6 +135,57 @@ class Pipeline:
             return torch.stack([loss.detach() for loss in losses]).sum()
         self.schedule.step(return_outputs=False, **batch)
         return None
+
+
+def _make_stage(place: int, stage: StageModule, plan: Plan, world: World, group: Any) -> PipelineStage:
+    options: dict[str, Any] = {
+        "input_args": _examples(stage.reads),
+        "output_args": _examples(stage.writes),
+        "group": group,
+    }
+    if SCHEDULE_NEEDS[plan.schedule].halves:
+        options |= {"zero": plan.zero, "micro_batches": plan.num_micro_batches}
+        return _HalvedStage(stage, place, len(plan.stages), world.device, **options)
+    made = _Stage(stage, place, len(plan.stages), world.device, **options)
+    made.zero = plan.zero
+    return made
+
+
+def _schedule(stages: list[PipelineStage], plan: Plan) -> Any:
+    """torch's own schedule for one stage on a rank; for several, our order under torch's runtime.
+
+    The orders are the same (a test compares them), but torch's classes take fewer numbers of micro-batches.
+    """
+    options: dict[str, Any] = {"loss_fn": _first, "scale_grads": False}
+    if plan.schedule is Schedule.ONE_F_ONE_B:
+        return Schedule1F1B(stages[0], plan.num_micro_batches, **options)
+    if plan.schedule is Schedule.GPIPE:
+        return ScheduleGPipe(stages[0], plan.num_micro_batches, **options)
+    order = pipeline_order(plan.schedule, plan.pp, plan.vpp, plan.num_micro_batches)
+    runtime = _PipelineScheduleRuntime(stages, plan.num_micro_batches, **options)
+    runtime._prepare_schedule_with_comms(
+        {rank: _torch_actions(actions) for rank, actions in enumerate(order.ranks)}
+    )
+    # torch would gather whole stages ahead, and shard them again, as it sees fit; the plan says when.
+    unsharded = runtime.unsharded_stages
+    runtime.register_custom_function(UNSHARD, lambda action, ctx: unsharded.add(action.stage_index))
+    runtime.register_custom_function(RESHARD, lambda action, ctx: unsharded.discard(action.stage_index))
+    return runtime
+
+
+def _torch_actions(actions: Sequence[Action]) -> list[Any]:
+    """A rank's actions as torch takes them; a pair that is issued together is one."""
+    made: list[Any] = []
+    held: list[Any] = []
+    for action in actions:
+        single: Any = _Action.from_str(str(action))
+        if action.with_next:
+            held.append(single)
+        elif held:
+            made.append(_Action(-1, OVERLAP_F_B, None, (held.pop(), single)))
+        else:
+            made.append(single)
+    return made
 
 
 def _first(output: Tensor, target: Tensor) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -16,7 +16,7 @@ from autoplan.graph.trace import flatten_batch
 from autoplan.plan import Plan
 from autoplan.rewrite import StageModule, free_module, inputs_of
 from autoplan.runtime.data_parallel import before_backward
-from autoplan.runtime.pipeline import Pipeline
+from autoplan.runtime.pipeline import Chunks, Pipeline
 from autoplan.runtime.state import aliases, gather
 from autoplan.runtime.tied import TiedParameters
 from autoplan.runtime.world import World, world_size
@@ -40,7 +40,7 @@ class Program(nn.Module):
 
     def __init__(
         self,
-        stage: StageModule,
+        stages: Sequence[StageModule],
         plan: Plan,
         graph: ModelGraph,
         world: World,
@@ -48,6 +48,7 @@ class Program(nn.Module):
         model: nn.Module,
     ) -> None:
         super().__init__()
+        stage = stages[0] if len(stages) == 1 else Chunks(stages)
         self.stage = stage
         self.plan = plan
         self.world = world
@@ -59,7 +60,7 @@ class Program(nn.Module):
         self._weight = _weight_module(graph, model, world) if graph.weight is not None else None
         self._weight_reads = inputs_of(self._weight) if self._weight is not None else []
         self._tied = TiedParameters(graph, plan, stage, world)
-        self._pipeline = Pipeline(stage, plan, world) if plan.pp > 1 else None
+        self._pipeline = Pipeline(stages, plan, world) if plan.pp > 1 else None
 
     @property
     def share(self) -> int:

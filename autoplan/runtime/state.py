@@ -10,6 +10,7 @@ from torch.distributed.tensor import DTensor
 
 from autoplan.graph.layout import Layout
 from autoplan.rewrite import StageModule
+from autoplan.runtime.pipeline import Chunks
 from autoplan.runtime.world import World
 
 __all__ = ["aliases", "gather"]
@@ -24,7 +25,7 @@ def aliases(model: nn.Module) -> dict[str, list[str]]:
 
 
 def gather(
-    stage: StageModule,
+    stage: StageModule | Chunks,
     world: World,
     tp: int,
     names: dict[str, list[str]],

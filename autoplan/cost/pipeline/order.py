@@ -16,7 +16,7 @@ from enum import StrEnum
 from functools import cached_property
 from typing import NamedTuple
 
-__all__ = ["Action", "Order", "Pass", "looped", "v_shaped"]
+__all__ = ["Action", "Order", "Pass"]
 
 
 class Pass(StrEnum):
@@ -72,13 +72,3 @@ class Order:
         return tuple(
             tuple(c for c, rank in enumerate(self.rank_of) if rank == here) for here in range(self.pp)
         )
-
-
-def looped(pp: int, vpp: int) -> tuple[int, ...]:
-    """The rank of each chunk when chunks go round the ranks: Narayanan et al., 2021, section 2.2."""
-    return tuple(chunk % pp for chunk in range(pp * vpp))
-
-
-def v_shaped(pp: int) -> tuple[int, ...]:
-    """The rank of each of ``2 · pp`` chunks, down the ranks and back: Qi et al., 2024, section 6."""
-    return tuple(min(chunk, 2 * pp - 1 - chunk) for chunk in range(2 * pp))

@@ -3,49 +3,50 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import lru_cache
 
 from autoplan.cost.pipeline.looped_schedules import gpipe, interleaved, one_f_one_b, zb_h1
-from autoplan.cost.pipeline.order import Action, Order, looped, v_shaped
+from autoplan.cost.pipeline.order import Action, Order
 from autoplan.cost.pipeline.v_schedules import dualpipe_v, zbv
 from autoplan.errors import InputError
+from autoplan.plan.schedule import SCHEDULE_NEEDS, Schedule, ScheduleNeeds, ranks_of_stages
 
 __all__ = ["SCHEDULES", "ScheduleRule", "pipeline_order", "schedule_rule"]
 
 
-@dataclass(frozen=True, slots=True)
-class ScheduleRule:
-    """What a schedule asks for.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ScheduleRule(ScheduleNeeds):
+    """What a schedule asks for, and how it is run.
 
     Args:
         actions: (pp, vpp, micro_batches, rank) → the rank's actions.
-        vpp: the chunks a rank must hold; None for any number.
-        v_shaped: whether chunks lie down the ranks and back.
-        halves: whether it runs the halves of some backwards apart.
-        least_per_rank: micro-batches that it needs for each rank; 0 for any number.
-        batched_sends: whether torch sends and receives in one batch between passes, which it waits for.
         torch: the class of ``torch.distributed.pipelining`` that runs it.
+        batched_sends: whether torch sends and receives in one batch between passes, which it waits for.
     """
 
     actions: Callable[[int, int, int, int], list[Action]]
     torch: str
-    vpp: int | None = None
-    v_shaped: bool = False
-    halves: bool = False
     batched_sends: bool = False
-    least_per_rank: int = 0
+
+
+def _rule(
+    schedule: Schedule,
+    actions: Callable[[int, int, int, int], list[Action]],
+    torch: str,
+    batched_sends: bool = False,
+) -> ScheduleRule:
+    needs = asdict(SCHEDULE_NEEDS[schedule])
+    return ScheduleRule(actions=actions, torch=torch, batched_sends=batched_sends, **needs)
 
 
 SCHEDULES: dict[str, ScheduleRule] = {
-    "gpipe": ScheduleRule(gpipe, "ScheduleGPipe", vpp=1, batched_sends=True),
-    "1f1b": ScheduleRule(one_f_one_b, "Schedule1F1B", vpp=1, batched_sends=True),
-    "interleaved": ScheduleRule(interleaved, "ScheduleInterleaved1F1B"),
-    "zb-h1": ScheduleRule(zb_h1, "ScheduleInterleavedZeroBubble", halves=True),
-    "zbv": ScheduleRule(zbv, "ScheduleZBVZeroBubble", vpp=2, v_shaped=True, halves=True),
-    "dualpipe-v": ScheduleRule(
-        dualpipe_v, "ScheduleDualPipeV", vpp=2, v_shaped=True, halves=True, least_per_rank=2
-    ),
+    "gpipe": _rule(Schedule.GPIPE, gpipe, "ScheduleGPipe", batched_sends=True),
+    "1f1b": _rule(Schedule.ONE_F_ONE_B, one_f_one_b, "Schedule1F1B", batched_sends=True),
+    "interleaved": _rule(Schedule.INTERLEAVED, interleaved, "ScheduleInterleaved1F1B"),
+    "zb-h1": _rule(Schedule.ZB_H1, zb_h1, "ScheduleInterleavedZeroBubble"),
+    "zbv": _rule(Schedule.ZBV, zbv, "ScheduleZBVZeroBubble"),
+    "dualpipe-v": _rule(Schedule.DUALPIPE_V, dualpipe_v, "ScheduleDualPipeV"),
 }
 """Names as ``--schedule`` takes them."""
 
@@ -76,7 +77,7 @@ def pipeline_order(schedule: str, pp: int, vpp: int, micro_batches: int) -> Orde
         pp=pp,
         vpp=vpp,
         micro_batches=micro_batches,
-        rank_of=v_shaped(pp) if rule.v_shaped else looped(pp, vpp),
+        rank_of=ranks_of_stages(Schedule(schedule), pp, vpp),
         ranks=tuple(tuple(rule.actions(pp, vpp, micro_batches, rank)) for rank in range(pp)),
     )
 
