@@ -27,6 +27,7 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, field
 from datetime import date
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
@@ -149,7 +150,7 @@ def _compare_flops(example: Example, row: Row) -> None:
     row.torch_flops = counted_flops(model, batch, example)
 
 
-def counted_flops(model: torch.nn.Module, batch: object, example: Example) -> tuple[int, int]:
+def counted_flops(model: torch.nn.Module, batch: Any, example: Example) -> tuple[int, int]:
     """What torch counts, forward and backward, when the model really runs.
 
     Torch lacks formulas for the CPU's own attention kernels, which get those of the other flash kernels, and
@@ -180,10 +181,17 @@ def counted_flops(model: torch.nn.Module, batch: object, example: Example) -> tu
             output = model(**batch)
         else:
             output = model(*batch) if isinstance(batch, tuple) else model(batch)
-        loss = example.loss(output, batch) if example.loss is not None else output.loss
+        loss = example.loss(output, batch) if example.loss is not None else _own_loss(output)
         forward = counter.get_total_flops()
         loss.backward()
     return forward, counter.get_total_flops() - forward
+
+
+def _own_loss(output: Any) -> torch.Tensor:
+    """The loss that a model returns: alone, in a dict, or as an attribute of its output."""
+    if isinstance(output, torch.Tensor):
+        return output
+    return output["loss"] if isinstance(output, dict) else output.loss
 
 
 def line(row: Row) -> str:

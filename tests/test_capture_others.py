@@ -25,7 +25,6 @@ REFUSED = {
     "switch-base-8": "modeling_switch_transformers.py",
     "wav2vec2-large": "ctc_loss",
     "bigbird-base": "numpy",
-    "yoso-4096": "YosoCumulation",
 }
 """What forward does cannot be one program: branches on the data, code or numbers of its own. The place is named."""
 QUICK = {

@@ -167,18 +167,43 @@ def test_what_the_graph_would_not_show_is_refused(
         trace(Doing(what), torch.randn(4, 8), mean_square)
 
 
+class Cell(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.tanh(x) + 1
+
+
+def through_cells(module: Doing, x: Tensor) -> Tensor:
+    cell = Cell()
+    for _ in range(60):
+        x = cell(x)
+    return x
+
+
+def by_steps(module: Doing, x: Tensor) -> Tensor:
+    for _ in range(60):
+        x = x + 1
+    return x
+
+
+def by_calls(module: Doing, x: Tensor) -> Tensor:
+    return [x := step(x) for step in [torch.tanh] * 60][-1]
+
+
+@pytest.mark.parametrize("looping", [by_steps, through_cells, by_calls])
 def test_a_loop_over_time_steps_is_refused_before_it_fills_the_memory(
-    monkeypatch: pytest.MonkeyPatch,
+    looping: Callable[[Doing, Tensor], Tensor], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("autoplan.graph.faithful._MOST_CALLS", 50)
-
-    def looping(module: Doing, x: Tensor) -> Tensor:
-        for _ in range(60):
-            x = x + 1
-        return x
-
-    with pytest.raises(TraceError, match=r"more than 50 calls.*time steps"):
+    monkeypatch.setattr("autoplan.graph.long_loops.LONGEST_LOOP", 8)
+    with pytest.raises(
+        TraceError, match=r"loop of more than 8 steps at test_graph_faithful.py:\d+.*custom_op"
+    ):
         trace(Doing(looping), torch.randn(4, 8), mean_square)
+
+
+def test_more_calls_than_a_graph_should_hold_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("autoplan.graph.long_loops._MOST_CALLS", 50)
+    with pytest.raises(TraceError, match=r"Doing: .*more than 50 calls of torch"):
+        trace(Doing(by_steps), torch.randn(4, 8), mean_square)
 
 
 def test_hooks_on_parameters_are_refused() -> None:

@@ -208,3 +208,51 @@ def test_bare_ops_are_no_blocks_and_the_outermost_repeat_wins() -> None:
     assert [repeat.paths for repeat in find_repeats(nested)] == [("0", "1", "2")]
     alone = nn.Sequential(nn.Sequential(Layer(), Layer()))
     assert [repeat.paths for repeat in find_repeats(alone)] == [("0.0", "0.1")]
+
+
+class Told(Stack):
+    def forward(self, x: Tensor) -> Tensor:
+        for index, layer in enumerate(self.layers):
+            x = layer(x, index)
+        return x
+
+
+class Listens(Layer):
+    def __init__(self, to: tuple[int, ...]) -> None:
+        super().__init__()
+        self.to = to
+
+    def forward(self, x: Tensor, index: int) -> Tensor:  # type: ignore[override]
+        return super().forward(x) * (1 + index if index in self.to else 1)
+
+
+class Answers(Layer):
+    def forward(self, x: Tensor, index: int) -> tuple[Tensor, int]:  # type: ignore[override]
+        return super().forward(x), index + 1
+
+
+class Asked(Stack):
+    def forward(self, x: Tensor) -> Tensor:
+        for index, layer in enumerate(self.layers):
+            x, answer = layer(x, index)
+            x = x * answer
+        return x
+
+
+def test_a_number_given_to_a_block_parts_nothing_unless_it_is_used() -> None:
+    graph = traced(Told(*(Listens(()) for _ in range(4))))
+    assert graph.count("Listens_0") == 4
+
+
+@pytest.mark.parametrize("places", [(0, 1, 2, 3), (2,)])
+def test_a_number_that_a_block_uses_is_told(places: tuple[int, ...]) -> None:
+    with pytest.raises(TraceError, match=r"layers\.[12]: .*differ by the number that they are told"):
+        traced(Told(*(Listens(places) for _ in range(4))))
+
+
+def test_a_number_that_a_block_gives_back_is_its_own() -> None:
+    torch.manual_seed(0)
+    model, x = Asked(*(Answers() for _ in range(4))), torch.randn(2, 8, 8)
+    graph = trace(model, x, lambda output, batch: output.square().mean())
+    assert graph.count("Answers_0") == 4
+    torch.testing.assert_close(run(graph, model, {"input": x})[graph.loss], model(x).square().mean())

@@ -30,6 +30,7 @@ from autoplan.graph.faithful import check_numbers, faithful, keep_no_grad
 from autoplan.graph.functional import make_functional
 from autoplan.graph.functions import kept_functions
 from autoplan.graph.layer_drop import NoLayerDrop
+from autoplan.graph.long_loops import NoLongLoops
 from autoplan.graph.substitute import substitute
 
 __all__ = ["CleanGraph", "export_clean", "not_captured"]
@@ -86,6 +87,7 @@ def export_clean(
             mode,
             faithful(path or type(module).__name__),
             NoLayerDrop(path or type(module).__name__),
+            NoLongLoops(path or type(module).__name__),
             _unvalidated_distributions(),
             kept_functions(),
         ):

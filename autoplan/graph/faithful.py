@@ -22,8 +22,6 @@ from autoplan.errors import TraceError
 __all__ = ["check_hooks", "check_numbers", "faithful", "keep_no_grad"]
 
 _aten = torch.ops.aten
-_MOST_CALLS = 20_000
-"""Calls of torch that one block may make; the longest blocks that are no loop over time make a third of them."""
 _HOOKS = (Tensor.register_hook, Tensor.register_post_accumulate_grad_hook)
 
 
@@ -52,8 +50,8 @@ def faithful(path: str) -> Iterator[None]:
     """While ``path`` is captured: refuse what the graph would not show.
 
     Raises:
-        TraceError: forward turns autocast or inference mode on, hooks a gradient, draws from Python's or numpy's
-            random numbers, or makes more calls than a graph should hold.
+        TraceError: forward turns autocast or inference mode on, hooks a gradient, or draws from Python's or
+            numpy's random numbers.
     """
     python_state, numpy_state = random.getstate(), numpy.random.get_state()[1].tobytes()  # type: ignore[union-attr]
     with _Watch(path):
@@ -74,15 +72,8 @@ class _Watch(TorchFunctionMode):
     def __init__(self, path: str) -> None:
         super().__init__()
         self._path = path
-        self._calls = 0
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        self._calls += 1
-        if self._calls > _MOST_CALLS:
-            self._refuse(
-                f"more than {_MOST_CALLS:,} calls of torch", "a forward that does not loop over time steps",
-                "use the model's parallel or chunked form, or wrap the loop as an operator (torch.library.custom_op)",
-            )  # fmt: skip
         if func in _HOOKS:
             self._refuse(
                 "a hook on a gradient", "no hooks in forward", "write it as a torch.autograd.Function"

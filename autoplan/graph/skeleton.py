@@ -9,6 +9,7 @@ is, and any wiring between blocks (skips, shared masks, tuples) is captured as i
 
 from __future__ import annotations
 
+import contextlib
 import copy
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -22,6 +23,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from autoplan.errors import AutoplanError, TraceError
 from autoplan.graph.export import not_captured
 from autoplan.graph.fold import Repeat
+from autoplan.graph.footprint import Footprint
 from autoplan.graph.node_like import node_like
 
 __all__ = ["BlockCall", "BlockStub", "Skeleton", "build_skeleton"]
@@ -57,6 +59,7 @@ class BlockCall:
     inputs: list[Tensor] = field(default_factory=list)
     results: tuple[Result, ...] = ()
     output_spec: pytree.TreeSpec | None = None
+    footprint: str = ""
 
     def arguments(self, tensors: list[Tensor]) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """The call's (args, kwargs) with ``tensors`` in the slots."""
@@ -81,13 +84,29 @@ class BlockCall:
         return pytree.tree_unflatten(leaves, self.output_spec)
 
     def signature(self) -> Any:
-        """Two calls of one repeat with equal signatures run the same graph."""
+        """Two calls of one repeat with equal signatures run the same graph.
+
+        A number that is the block's place in its list counts as equal in all, if their footprints are equal.
+        """
         shapes = tuple((tuple(t.shape), t.dtype) for t in self.inputs)
-        return self.repeat, shapes, tuple(repr(leaf) for leaf in self.leaves), repr(self.spec)
+        shown = tuple("<place>" if self._is_place(leaf) else repr(leaf) for leaf in self.leaves)
+        return self.repeat, shapes, shown, repr(self.spec)
+
+    def _is_place(self, leaf: Any) -> bool:
+        return type(leaf) is int and self.path.rpartition(".")[2] == str(leaf)
+
+    @property
+    def takes_place(self) -> bool:
+        """Whether the block is told which place it has in its list; its footprint then tells what it did."""
+        return any(self._is_place(leaf) for leaf in self.leaves)
+
+    def run_key(self) -> Any:
+        """Calls with equal keys need to be run once only."""
+        return self.signature(), self.path if self.takes_place else ""
 
 
 _ACTIVE: list[BlockCall] = []
-_OUTPUTS: dict[Any, tuple[list[Tensor], tuple[Result, ...], pytree.TreeSpec]] = {}
+_OUTPUTS: dict[Any, tuple[list[Tensor], tuple[Result, ...], pytree.TreeSpec, str]] = {}
 
 
 @torch.library.custom_op("autoplan::block", mutates_args=())
@@ -101,17 +120,18 @@ def _block(tensors: list[Tensor], call: int) -> list[Tensor]:
 def _block_fake(tensors: list[Tensor], call: int) -> list[Tensor]:
     record = _with_inputs(_ACTIVE[call], tensors)
     args, kwargs = record.arguments(tensors)
-    key = record.signature()
+    key = record.run_key()
     if key not in _OUTPUTS:
+        noted = Footprint(record.block, tensors) if record.takes_place else None
         try:
-            with torch.no_grad():
+            with torch.no_grad(), noted or contextlib.nullcontext():
                 output = record.block(*args, **kwargs)
         except AutoplanError:
             raise
         except Exception as error:
             raise not_captured(record.path, error) from error
-        _OUTPUTS[key] = _results(record.path, output, tensors)
-    made, record.results, record.output_spec = _OUTPUTS[key]
+        _OUTPUTS[key] = *_results(record.path, output, tensors), noted.digest if noted else ""
+    made, record.results, record.output_spec, record.footprint = _OUTPUTS[key]
     return [torch.empty_like(tensor) for tensor in made]
 
 
@@ -204,9 +224,9 @@ class BlockStub(nn.Module):
         record = BlockCall(*self._stub, self.__dict__["_block"], slots, spec)
         _ACTIVE.append(record)
         call = len(_ACTIVE) - 1
-        known = _OUTPUTS.get(_with_inputs(record, tensors).signature())
+        known = _OUTPUTS.get(_with_inputs(record, tensors).run_key())
         if known is not None:
-            made, record.results, record.output_spec = known
+            made, record.results, record.output_spec, record.footprint = known
             again = node_like(torch.ops.autoplan.block.default, (tensors, call), made, record.path)
             if again is not None:
                 return record.output(again, tensors)

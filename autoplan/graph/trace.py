@@ -207,7 +207,7 @@ class _Kind:
     name: str
     clean: CleanGraph
     kept: list[int]
-    calls: list[int]
+    footprint: str
 
 
 class _Builder:
@@ -276,6 +276,8 @@ class _Builder:
             keys[key] = self._export(call, bands, len(keys))
             self._check_copies(call, bands, keys[key])
         kind = keys[key]
+        if call.footprint != kind.footprint:
+            raise _unlike(call.path, "the number that they are told")
         reads = tuple(link.reads[index] for index in kind.kept)
         block = kinds.get(kind.name)
         if block is None:
@@ -298,7 +300,7 @@ class _Builder:
         clean = self._capture(call.block, call, bands)
         present = {n.name for n in clean.graph.nodes if n.op == "placeholder"}
         kept = [i for i, name in enumerate(clean.inputs) if name in present]
-        return _Kind(f"{type(call.block).__name__}_{number}", clean, kept, [])
+        return _Kind(f"{type(call.block).__name__}_{number}", clean, kept, call.footprint)
 
     def _capture(self, block: nn.Module, call: BlockCall, bands: list[Band | None]) -> CleanGraph:
         args, kwargs = call.arguments(_fresh(call.inputs, self.skeleton.mode))
@@ -313,14 +315,7 @@ class _Builder:
         expected = _text(kind.clean.graph)
         for module in self.skeleton.other_copies(call.repeat):
             if _text(self._capture(module, call, bands).graph) != expected:
-                read = ", ".join(sorted(self.skeleton.counted[call.repeat]))
-                raise TraceError(
-                    call.path,
-                    f"copies whose graphs differ{f' by {read}' if read else ''}",
-                    "copies of one block that differ in parameters only",
-                    "make what differs a plain attribute of the block other than its number, so that it is seen "
-                    "as a different block",
-                )
+                raise _unlike(call.path, ", ".join(sorted(self.skeleton.counted[call.repeat])))
 
     def _outer(self, link: Link, differentiable: set[str]) -> tuple[Unit, Block]:
         assert link.graph is not None
@@ -414,6 +409,16 @@ class _Builder:
 def _differentiable(reads: list[str]) -> set[int]:
     """Which of a call's inputs a gradient may flow into; free values and the batch have none."""
     return {index for index, read in enumerate(reads) if not read.startswith(("free.", "batch."))}
+
+
+def _unlike(path: str, by: str) -> TraceError:
+    return TraceError(
+        path,
+        f"copies whose graphs differ{f' by {by}' if by else ''}",
+        "copies of one block that differ in parameters only",
+        "make what differs a plain attribute of the block other than its number, so that it is seen "
+        "as a different block",
+    )
 
 
 def _through_views(node: fx.Node) -> fx.Node:

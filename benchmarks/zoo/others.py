@@ -38,11 +38,12 @@ def vision(
     full: dict[str, Any],
     tiny: dict[str, Any],
     tiny_size: int = 32,
+    precision: str = "bf16",
 ) -> Architecture:
     """A classifier of images."""
     return entry(
         name, "vision", model, (samples, {"num_labels": 1000} | full, _classified(size)),
-        ({"num_labels": 5} | tiny, _classified(tiny_size)),
+        ({"num_labels": 5} | tiny, _classified(tiny_size)), precision=precision,
     )  # fmt: skip
 
 
@@ -148,7 +149,7 @@ OTHERS: tuple[Architecture, ...] = (
            {"embed_dim": 128, "depths": [2, 2, 18, 2], "num_heads": [4, 8, 16, 32]}, SWIN_TINY),
     vision("swinv2-base", "Swinv2ForImageClassification", 32, 256,
            {"image_size": 256, "window_size": 8, "embed_dim": 128, "depths": [2, 2, 18, 2],
-            "num_heads": [4, 8, 16, 32]}, SWIN_TINY),
+            "num_heads": [4, 8, 16, 32]}, SWIN_TINY, precision="fp32"),
     vision("convnext-base", "ConvNextForImageClassification", 32, 224,
            {"depths": [3, 3, 27, 3], "hidden_sizes": [128, 256, 512, 1024]},
            {"depths": [2, 3, 2], "hidden_sizes": [8, 16, 32], "num_stages": 3}),

@@ -91,7 +91,7 @@ RECURRENT: tuple[Architecture, ...] = (
             "num_hidden_layers": 32, "vocab_size": 50277, "context_length": 1024},
             {"attention_hidden_size": 32, "context_length": 64}),
     decoder("xlstm-7b", "xlstm", 2048, {"hidden_size": 4096, "embedding_dim": 4096, "num_blocks": 32,
-            "num_hidden_layers": 32, "num_heads": 8, "vocab_size": 50304, "mode": "train"},
-            {"embedding_dim": 32, "num_blocks": 4, "num_heads": 4, "chunk_size": 8}),
+            "num_hidden_layers": 32, "num_heads": 8, "vocab_size": 50304, "mode": "train",
+            "use_cache": False}, {"embedding_dim": 32, "num_blocks": 4, "num_heads": 4, "chunk_size": 8}),
 )
 # fmt: on

@@ -49,9 +49,16 @@ def seq2seq(
 
 
 def encoder(
-    name: str, model: str, samples: int, seq: int, full: dict[str, Any], tiny: dict[str, Any] | None = None
+    name: str,
+    model: str,
+    samples: int,
+    seq: int,
+    full: dict[str, Any],
+    tiny: dict[str, Any] | None = None,
+    precision: str = "bf16",
 ) -> Architecture:
-    return entry(name, "encoder", model, (samples, full, tokens(seq)), (BERT_TINY | (tiny or {}), tokens(16)))
+    small = BERT_TINY | (tiny or {}), tokens(16)
+    return entry(name, "encoder", model, (samples, full, tokens(seq)), small, precision=precision)
 
 
 def bert(layers: int, width: int, heads: int, vocabulary: int, positions: int = 512) -> dict[str, Any]:
@@ -76,7 +83,7 @@ TEXT: tuple[Architecture, ...] = (
     seq2seq("umt5-large", "UMT5ForConditionalGeneration", 4, 512, t5(16, 1024, 2816, vocabulary=256_384), T5_TINY),
     entry("longt5-base", "encoder-decoder", "LongT5ForConditionalGeneration",
           (1, t5(12, 768, 2048) | {"num_layers": 12, "encoder_attention_type": "local"}, masked(4096)),
-          (T5_TINY | {"local_radius": 3}, masked(16))),
+          (T5_TINY | {"local_radius": 3}, masked(16)), precision="fp32"),
     entry("switch-base-8", "encoder-decoder", "SwitchTransformersForConditionalGeneration",
           (4, t5(12, 768, 3072) | {"num_layers": 12, "num_experts": 8}, masked(512)),
           (T5_TINY | {"num_layers": 4, "num_decoder_layers": 4, "num_experts": 4, "num_sparse_encoder_layers": 2,
@@ -138,7 +145,7 @@ TEXT: tuple[Architecture, ...] = (
             "d_head": 8, "d_inner": 64}, tokens(16))),
     entry("xlnet-large", "encoder", "XLNetLMHeadModel", (8, {}, tokens(512)),
           ({"vocab_size": 99, "d_model": 32, "n_layer": 3, "n_head": 4, "d_inner": 64}, tokens(16))),
-    encoder("fnet-large", "FNetForMaskedLM", 8, 512, bert(24, 1024, 16, 32_000)),
+    encoder("fnet-large", "FNetForMaskedLM", 8, 512, bert(24, 1024, 16, 32_000), precision="fp32"),
     encoder("longformer-base-4096", "LongformerForMaskedLM", 1, 4096, {"max_position_embeddings": 4098},
             {"attention_window": 8}),
     encoder("bigbird-base", "BigBirdForMaskedLM", 1, 4096, {},

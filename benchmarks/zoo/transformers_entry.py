@@ -33,6 +33,7 @@ def entry(
     tiny: tuple[dict[str, Any], Inputs],
     loss: Callable[[Any, Any], Tensor] | None = None,
     wrap: Callable[[nn.Module], nn.Module] = lambda module: module,
+    precision: str = "bf16",
 ) -> Architecture:
     """Args:
     name: as in ``Architecture``.
@@ -42,6 +43,7 @@ def entry(
     tiny: fields and inputs at the tiny size, of two samples, without dropout.
     loss: as in ``Example``.
     wrap: makes of the model the module that is trained.
+    precision: as in ``Example``; fp32 for a model whose own code mixes it with others.
     """
 
     def example(samples: int, fields: dict[str, Any], inputs: Inputs, small: bool) -> Example:
@@ -57,7 +59,7 @@ def entry(
         def batch(rows: int) -> dict[str, Tensor]:
             return {key: make(config, rows) for key, make in inputs.items()}
 
-        return Example(build, batch, samples, loss)
+        return Example(build, batch, samples, loss, precision)
 
     return Architecture(name, family, lambda: example(*full, False), lambda: example(2, *tiny, True))
 
