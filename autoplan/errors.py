@@ -6,6 +6,7 @@
     │   ├── ModelError            a model cannot be found, built or described
     │   └── PlanError             a plan is malformed, or does not fit this model or world
     ├── TraceError                a part of a model cannot be captured
+    ├── CheckpointError           a checkpoint is damaged, incomplete, or another model's
     ├── NoPlanError               nothing in the space fits (exit status 3); carries the cures
     ├── CertificateError          a plan that was found does not pass its independent check
     └── DistributedError          ranks disagree, or the process group is not what the plan needs
@@ -20,6 +21,7 @@ from typing import Any
 __all__ = [
     "AutoplanError",
     "CertificateError",
+    "CheckpointError",
     "DistributedError",
     "InputError",
     "ModelError",
@@ -83,6 +85,10 @@ class PlanError(InputError):
 
 class TraceError(AutoplanError):
     """A part of a model cannot be captured; ``field`` is the module path."""
+
+
+class CheckpointError(AutoplanError):
+    """A checkpoint cannot be written, or is damaged, incomplete or of another model; ``field`` is its path."""
 
 
 class NoPlanError(AutoplanError):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import Future
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,6 +17,8 @@ from autoplan.graph.ir import ModelGraph
 from autoplan.graph.trace import flatten_batch
 from autoplan.plan import Plan
 from autoplan.rewrite import StageModule, free_module, inputs_of
+from autoplan.runtime.checkpoint import Checkpoints
+from autoplan.runtime.clipping import clip, global_norm
 from autoplan.runtime.data_parallel import before_backward
 from autoplan.runtime.pipeline import Chunks, Pipeline
 from autoplan.runtime.state import aliases, gather
@@ -50,13 +54,21 @@ class Program(nn.Module):
         super().__init__()
         stage = stages[0] if len(stages) == 1 else Chunks(stages)
         self.stage = stage
+        self.stages = list(stages)  # of this rank, in the order of the model
         self.plan = plan
         self.world = world
         self.data_rank = world.data_rank
         self.data_ranks = world.data_ranks
         self.optimizer = optimizer(stage.parameters())
+        self.steps_done = 0
+        self.grad_norm: Tensor | None = None
+        self.names = aliases(model)
+        unused = {self.names[name][0] for name in graph.unused}
+        self.shapes = {
+            name: p.shape for name, p in model.named_parameters() if self.names[name][0] not in unused
+        }
         self._graph = graph
-        self._names = aliases(model)
+        self._checkpoints = Checkpoints(self)
         self._weight = _weight_module(graph, model, world) if graph.weight is not None else None
         self._weight_reads = inputs_of(self._weight) if self._weight is not None else []
         self._tied = TiedParameters(graph, plan, stage, world)
@@ -80,10 +92,12 @@ class Program(nn.Module):
         first = self.data_rank * self.share
         return pytree.tree_map(lambda tensor: tensor[first : first + self.share], batch)
 
-    def step(self, batch: Any) -> Tensor:
+    def step(self, batch: Any, max_grad_norm: float | None = None) -> Tensor:
         """One optimizer step on this rank's share of the batch (see ``shard``).
 
-        Gradients are left in place until the next step, as ``optimizer.zero_grad`` would be called then.
+        With ``max_grad_norm``, gradients are cut to that global norm first, and ``grad_norm`` is what it was
+        (``math.inf`` only measures). Gradients are left in place until the next step, as
+        ``optimizer.zero_grad`` would be called then.
         """
         self.optimizer.zero_grad(set_to_none=True)
         share, micro_batches, scale = self._prepare(batch)
@@ -97,7 +111,10 @@ class Program(nn.Module):
                 loss.backward()
                 total = total + loss.detach()
         self._tied.sum_gradients()
+        if max_grad_norm is not None:
+            self.clip_grad_norm_(max_grad_norm)
         self.optimizer.step()
+        self.steps_done += 1
         return self._mean(total)
 
     def forward(self, batch: Any) -> Tensor:
@@ -115,21 +132,66 @@ class Program(nn.Module):
         losses = [self.stage(**part, loss_scale=scale).sum() for part in micro_batches]
         return torch.stack(losses).sum()
 
+    def clip_grad_norm_(self, max_norm: float) -> Tensor:
+        """Cut all gradients to the global norm ``max_norm``, as ``torch.nn.utils.clip_grad_norm_`` does.
+
+        Returns the norm that they had, over the whole model, the same on every rank; ``grad_norm`` keeps it.
+        For a direct call, between ``backward`` and ``optimizer.step``. Every rank must call it.
+        """
+        parameters = list(dict.fromkeys(p for stage in self.stages for p in stage.parameters()))
+        self.grad_norm = global_norm(parameters, self.world, self._tied.copies())
+        clip(parameters, self.grad_norm, max_norm)
+        return self.grad_norm
+
     def full_state_dict(self) -> dict[str, Tensor]:
         """The whole model's parameters, and the buffers that training changes, under the model's own names.
 
         Every rank must call it and gets all of it. What forward never uses is not in it.
         """
         return gather(
-            self.stage, self.world, self.plan.tp, self._names, lambda parameter: parameter, buffers=True
+            self.stage, self.world, self.plan.tp, self.names, lambda parameter: parameter, buffers=True
         )
 
     def full_gradients(self) -> dict[str, Tensor]:
         """The whole model's gradients under its own names, as the last step left them. Every rank must call it."""
-        return gather(self.stage, self.world, self.plan.tp, self._names, lambda parameter: parameter.grad)
+        return gather(self.stage, self.world, self.plan.tp, self.names, lambda parameter: parameter.grad)
+
+    def save(
+        self, path: str | Path, extra: Mapping[str, Any] | None = None, *, async_: bool = False
+    ) -> Future[None]:
+        """Write a checkpoint: parameters, buffers that training changes, the optimizer, and the number of steps.
+
+        Every rank must call it, and all must see one file system. It is written beside ``path`` and takes its
+        place only when it is whole, so that at any moment the last good checkpoint is there to load.
+
+        Args:
+            path: the directory that becomes the checkpoint; what was saved there before is replaced.
+            extra: whatever else should come back from ``load`` (an epoch, a scheduler's state), as JSON can hold.
+            async_: return once the tensors are copied to the host, while a thread writes them. The next save,
+                load or close waits for it; ``result()`` of what is returned does too, and raises its error.
+
+        Raises:
+            CheckpointError: it cannot be written; on every rank.
+        """
+        return self._checkpoints.save(path, extra or {}, not async_)
+
+    def load(self, path: str | Path, *, optimizer: bool = True) -> dict[str, Any]:
+        """Read a checkpoint that any plan of this model wrote, on any number of ranks; returns its ``extra``.
+
+        Args:
+            path: what ``save`` was given.
+            optimizer: whether its state comes along; without it, weights alone are read.
+
+        Raises:
+            CheckpointError: the checkpoint is damaged, or of another model or optimizer; the same on every rank.
+        """
+        manifest = self._checkpoints.load(path, optimizer)
+        self.steps_done = manifest.step
+        return manifest.extra
 
     def close(self) -> None:
-        """End the process group, if ``parallelize`` started it."""
+        """Wait for a checkpoint that is being written, and end the process group if ``parallelize`` started it."""
+        self._checkpoints.wait()
         if self.world.started and dist.is_initialized():
             dist.destroy_process_group()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch.distributed as dist
+from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 from autoplan.graph.ir import ModelGraph
@@ -27,6 +28,7 @@ class TiedParameters:
 
     def __init__(self, graph: ModelGraph, plan: Plan, stage: StageModule | Chunks, world: World) -> None:
         self.mine: list[tuple[list[_Copy], dist.ProcessGroup | None]] = []
+        self._homes: list[int] = []
         if plan.pp == 1 or world.mesh is None:
             return
         stage_of = {name: index for index, part in enumerate(plan.stages) for name in part.units}
@@ -41,17 +43,23 @@ class TiedParameters:
             here = [homes[i] for i in sorted(homes) if plan.stage_ranks[i] == world.pp_rank]
             copies = [_copy(graph, stage, *home) for home in here]
             if len(holders) == 1:
-                self._add(copies, None)
+                self._add(copies, None, len(homes))
                 continue
             for column in columns:
                 ranks = [column[index] for index in holders]
                 group = dist.new_group(ranks)
                 if dist.get_rank() in ranks and isinstance(group, dist.ProcessGroup):
-                    self._add(copies, group)
+                    self._add(copies, group, len(homes))
 
-    def _add(self, copies: list[_Copy], group: dist.ProcessGroup | None) -> None:
+    def _add(self, copies: list[_Copy], group: dist.ProcessGroup | None, homes: int) -> None:
         if copies:
             self.mine.append((copies, group))
+            self._homes.append(homes)
+
+    def copies(self) -> dict[Tensor, int]:
+        """In how many stages of the whole pipeline each of this rank's tied parameters lives."""
+        pairs = zip(self.mine, self._homes, strict=True)
+        return {module.get_parameter(name): homes for (here, _), homes in pairs for module, name in here}
 
     def sum_gradients(self) -> None:
         """Add up each tied parameter's gradients over the stages that hold it."""
