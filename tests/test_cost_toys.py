@@ -18,7 +18,7 @@ R, RS, P = REPLICATE, REPLICATE_STAR, PARTIAL
 def toy_strategies(block: Block, op: Op, degree: int) -> tuple[Strategy, ...]:
     """Megatron's ways to run a linear layer, and every cut of an elementwise op."""
     whole = Strategy("R", (R,) * len(op.inputs), R, share=False)
-    if op.target == "linear":
+    if op.target == "aten.linear.default":
         return (
             whole,
             Strategy("cut s", (shard(1), RS), shard(1), share=True, gemm_axis="m"),
@@ -66,7 +66,15 @@ class BlockMaker:
         weight = self.value(f"w_{name}", (out, k), Origin.PARAMETER)
         y = self.value(name, (b, s, out), Origin.OP)
         gemm = Gemm(1, b * s, out, k)
-        self.add(name, "linear", OpKind.GEMM, (x, weight), y, gemm, saved=(Saved(x, self.values[x].nbytes),))
+        self.add(
+            name,
+            "aten.linear.default",
+            OpKind.GEMM,
+            (x, weight),
+            y,
+            gemm,
+            saved=(Saved(x, self.values[x].nbytes),),
+        )
         return y
 
     def pointwise(self, name: str, target: str, *inputs: str) -> str:

@@ -21,13 +21,14 @@ from typing import TYPE_CHECKING
 
 from autoplan.cost.times import Times
 from autoplan.graph.ir import Gemm, OpKind
+from autoplan.graph.weight_halves import halved_product
 
 if TYPE_CHECKING:
     from autoplan.graph.ir import Block, Op
     from autoplan.graph.strategy import Strategy
     from autoplan.hardware import Cluster
 
-__all__ = ["cut_gemm", "cuts_experts", "op_times", "product_of"]
+__all__ = ["cut_gemm", "cuts_experts", "op_times", "product_of", "weight_half_s"]
 
 
 def op_times(block: Block, op: Op, strategy: Strategy, degree: int, cluster: Cluster) -> Times:
@@ -46,6 +47,14 @@ def op_times(block: Block, op: Op, strategy: Strategy, degree: int, cluster: Clu
             max(computed.forward_s, touched.forward_s), max(computed.backward_s, touched.backward_s)
         )
     return computed + _internal_times(strategy, degree, cluster)
+
+
+def weight_half_s(block: Block, op: Op, strategy: Strategy, degree: int, cluster: Cluster) -> float:
+    """Of the backward of ``op``, the seconds of the product dW where that can run apart; otherwise 0."""
+    if op.gemm is None or halved_product(block, op) is None:
+        return 0.0
+    size = cut_gemm(op.gemm, strategy.gemm_axis, degree if strategy.share else 1)
+    return cluster.device.gemm_time_s((size.batch, size.k, size.n, size.m), block.values[op.output].dtype)
 
 
 def product_of(block: Block, op: Op) -> Gemm | None:

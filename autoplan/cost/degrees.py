@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from autoplan.plan.schedule import Schedule, ranks_of_stages
+
 if TYPE_CHECKING:
     from autoplan.plan import Plan
 
@@ -23,12 +25,28 @@ class Degrees:
     zero: int
     micro_batch: int
     num_micro_batches: int
+    schedule: Schedule = Schedule.ONE_F_ONE_B
+    vpp: int = 1
 
     @classmethod
     def of(cls, plan: Plan) -> Degrees:
         return cls(
-            plan.pp, plan.dp, plan.fsdp, plan.cp, plan.tp, plan.zero, plan.micro_batch, plan.num_micro_batches
+            plan.pp,
+            plan.dp,
+            plan.fsdp,
+            plan.cp,
+            plan.tp,
+            plan.zero,
+            plan.micro_batch,
+            plan.num_micro_batches,
+            plan.schedule,
+            plan.vpp,
         )
+
+    @property
+    def stage_ranks(self) -> tuple[int, ...]:
+        """The pipeline rank of each of ``pp · vpp`` stages."""
+        return ranks_of_stages(self.schedule, self.pp, self.vpp)
 
     @property
     def world_size(self) -> int:

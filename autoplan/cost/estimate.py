@@ -24,7 +24,8 @@ class MemoryEstimate(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class StageEstimate(msgspec.Struct, frozen=True, kw_only=True):
-    """One pipeline stage: seconds of one micro-batch's forward and backward pass, and its memory."""
+    """One pipeline stage: seconds of one micro-batch's forward and backward pass, and the memory of the rank that
+    holds it, perhaps with others."""
 
     forward_s: float
     backward_s: float

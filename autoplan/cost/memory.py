@@ -12,8 +12,10 @@ compute and the master dtype, u the elements of the largest unit):
 The M·u are buffers that gradients are reduced in. One data rank in one dtype needs neither them nor a
 copy. Under zero 0 and 1 gradients add up whole, in the master dtype, until the last micro-batch.
 
-Activations: with 1F1B stage s of p holds min(m, p - s) micro-batches (Narayanan et al., 2021,
-section 2.2.1). A recomputed unit keeps its input of each, and all it saves of one of them at a time.
+Activations: what the schedule's order of passes keeps at its worst moment (``cost.pipeline.activations``);
+with 1F1B stage s of p holds min(m, p - s) micro-batches (Narayanan et al., 2021, section 2.2.1). A
+recomputed unit keeps its input of each, and all it saves of one of them at a time. Between the halves of a
+backward, a stage keeps what its products dW read.
 """
 
 from __future__ import annotations
@@ -25,7 +27,9 @@ from typing import TYPE_CHECKING
 
 from autoplan.cost.degrees import Degrees
 from autoplan.cost.estimate import MemoryEstimate
+from autoplan.cost.pipeline.activations import peak_activation_bytes
 from autoplan.cost.unit import UnitCost
+from autoplan.plan.schedule import Schedule
 
 if TYPE_CHECKING:
     from autoplan.hardware import Device
@@ -34,12 +38,14 @@ if TYPE_CHECKING:
 __all__ = [
     "ALLOCATOR_SLACK",
     "HEADROOM",
+    "StageLoad",
     "StateRates",
+    "activation_bytes",
     "fixed_reserve_bytes",
     "in_flight",
     "largest_pair",
     "limit_bytes",
-    "stage_memory",
+    "rank_memory",
 ]
 
 ALLOCATOR_SLACK = 0.08
@@ -105,33 +111,58 @@ def fixed_reserve_bytes(device: Device) -> float:
     return _FIXED_BYTES[device.kind]
 
 
-def stage_memory(
-    units: Sequence[UnitCost],
-    recompute: Sequence[bool],
-    sent_bytes: float,
-    stage: int,
-    degrees: Degrees,
-    job: Job,
-    device: Device,
-) -> MemoryEstimate:
-    """The peak of one stage.
+@dataclass(frozen=True, slots=True)
+class StageLoad:
+    """What one stage holds: its units, which of them run their forward again, and what it sends on for one
+    micro-batch and keeps until its backward."""
 
-    Args:
-        units, recompute: the stage's units, and which of them run their forward again.
-        sent_bytes: what the stage sends on for one micro-batch, and keeps until its backward.
-    """
-    held = in_flight(stage, degrees.pp, degrees.num_micro_batches)
+    units: Sequence[UnitCost]
+    recompute: Sequence[bool]
+    sent_bytes: float
+
+    @property
+    def kept_bytes(self) -> float:
+        """Bytes that the forward of one micro-batch leaves."""
+        kept = (
+            u.input_bytes if a else u.saved_bytes for u, a in zip(self.units, self.recompute, strict=True)
+        )
+        return sum(kept) + self.sent_bytes
+
+    @property
+    def half_bytes(self) -> float:
+        """Bytes of it between the halves of its backward."""
+        return sum(unit.weight_half_bytes for unit in self.units)
+
+
+def activation_bytes(loads: Sequence[StageLoad], degrees: Degrees) -> list[float]:
+    """Of each pipeline rank, the most that forwards have left for backwards to come."""
+    p, v, m = degrees.pp, degrees.vpp, degrees.num_micro_batches
+    kept = [load.kept_bytes for load in loads]
+    if degrees.schedule is Schedule.ONE_F_ONE_B:
+        return [in_flight(stage, p, m) * each for stage, each in enumerate(kept)]
+    halves = [load.half_bytes for load in loads]
+    return peak_activation_bytes(degrees.schedule, p, v, m, kept, halves).tolist()
+
+
+def rank_memory(
+    loads: Sequence[StageLoad], activations: float, degrees: Degrees, job: Job, device: Device
+) -> MemoryEstimate:
+    """The peak of one pipeline rank, which holds the stages ``loads``."""
+    units = [unit for load in loads for unit in load.units]
+    again = [again for load in loads for again in load.recompute]
     parameters = sum(unit.parameters for unit in units)
     trainable = sum(unit.trainable for unit in units)
     rates = StateRates.of(degrees, job)
-    kept = sum(u.input_bytes if again else u.saved_bytes for u, again in zip(units, recompute, strict=True))
-    rerun = max((u.saved_bytes for u, again in zip(units, recompute, strict=True) if again), default=0.0)
+    rerun = max(
+        (u.saved_bytes for u, recomputed in zip(units, again, strict=True) if recomputed), default=0.0
+    )
+    pair = max(largest_pair(load.units) for load in loads)
     owners = {
         "parameters": parameters * rates.master,
         "gradients": trainable * rates.gradient + rates.reduced_units * max(unit.trainable for unit in units),
         "optimizer": trainable * rates.optimizer,
-        "activations": held * (kept + sent_bytes),
-        "gathered": parameters * rates.copy + rates.gathered_units * largest_pair(units),
+        "activations": activations,
+        "gathered": parameters * rates.copy + rates.gathered_units * pair,
         "workspace": rerun + max(unit.workspace_bytes for unit in units),
     }
     reserve = fixed_reserve_bytes(device) + ALLOCATOR_SLACK * sum(owners.values())

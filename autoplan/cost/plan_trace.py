@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
-from autoplan.cost.memory import in_flight
+from autoplan.cost.degrees import Degrees
 from autoplan.cost.pipeline import Pass, StreamOp, StreamRun, memory_curves, run_streams, step_trace
 from autoplan.cost.price import plan_stages
-from autoplan.cost.step import StagePrice, one_f_one_b
+from autoplan.cost.step import StagePrice, simulated
 from autoplan.cost.unit import StrategiesOf
 
 if TYPE_CHECKING:
@@ -27,18 +27,18 @@ def plan_trace(
     Arguments and errors as for ``price``; the step of the trace is its ``step_time_s``.
     """
     stages = plan_stages(graph, plan, job, cluster, strategies_of=strategies_of)
-    run = one_f_one_b(stages, plan.num_micro_batches)
+    degrees = Degrees.of(plan)
+    run = simulated(stages, degrees)
     inside: dict[tuple[int, Pass], StreamRun] = {}
-    kept, fixed = [], []
     for index, (stage, names) in enumerate(zip(stages, (s.units for s in plan.stages), strict=True)):
         inside[index, Pass.FORWARD] = run_streams(list(_forward(stage, names)))
         inside[index, Pass.BACKWARD] = run_streams(list(_backward(stage, names)))
-        # The estimate counts as many micro-batches as the stage holds at its peak.
-        activations = stage.memory.activations
-        kept.append(activations / in_flight(index, plan.pp, plan.num_micro_batches))
-        fixed.append(stage.memory.total - activations)
+    homes = [plan.stage_ranks.index(rank) for rank in range(plan.pp)]
+    fixed = [stages[home].memory.total - stages[home].memory.activations for home in homes]
+    kept = [stage.load.kept_bytes for stage in stages]
+    halves = [stage.load.half_bytes for stage in stages]
     about = {"model": plan.model, "plan": plan.hash()}
-    return step_trace(run, memory_curves(run, kept), fixed, inside, about)
+    return step_trace(run, memory_curves(run, kept, halves), fixed, inside, about)
 
 
 def _forward(stage: StagePrice, names: Sequence[str]) -> Iterator[StreamOp]:

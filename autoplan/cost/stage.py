@@ -30,6 +30,7 @@ class StageTimes:
         tail_fsdp_s, tail_dp_s: waited for once, after the last backward (gradients reduced).
         tied_s: waited for once, to sum gradients with other stages.
         optimizer_s: the optimizer's own.
+        weight_s: of the backward, the part that gives gradients of weights and can run apart.
     """
 
     times: Times
@@ -41,6 +42,7 @@ class StageTimes:
     tail_dp_s: float
     tied_s: float
     optimizer_s: float
+    weight_s: float = 0.0
 
     @property
     def forward_s(self) -> float:
@@ -88,6 +90,7 @@ def stage_times(
         tail_dp_s=reduced,
         tied_s=tied_s,
         optimizer_s=optimizer_s(trainable, degrees, job, cluster),
+        weight_s=sum(unit.weight_half_s for unit in units),
     )
 
 

@@ -1,8 +1,8 @@
 """The price of a complete plan.
 
-step = makespan of 1F1B over the stages, where a stage's forward and backward hold its compute,
+step = makespan of the schedule over the stages, where a stage's forward and backward hold its compute,
        its tp collectives and the parameter traffic that it waits for,
-       and after its last backward the gradients' reduction and the optimizer
+       and after its rank's last backward come the gradients' reduction and the optimizer
 """
 
 from __future__ import annotations
@@ -11,21 +11,24 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from autoplan.cost.degrees import Degrees
 from autoplan.cost.estimate import Estimate, MemoryEstimate, StageEstimate
 from autoplan.cost.flops import model_flops
-from autoplan.cost.memory import limit_bytes, stage_memory
+from autoplan.cost.memory import StageLoad, activation_bytes, limit_bytes, rank_memory
 from autoplan.cost.pipeline import Simulation, StageSeconds, compiled, simulate
 from autoplan.cost.stage import StageTimes, stage_times
 from autoplan.cost.tied import stage_units, tied_s
 from autoplan.cost.unit import UnitCost
+from autoplan.plan.schedule import SCHEDULE_NEEDS
 
 if TYPE_CHECKING:
     from autoplan.graph.ir import ModelGraph
     from autoplan.hardware import Cluster
     from autoplan.plan import Job
 
-__all__ = ["Assignment", "StagePrice", "one_f_one_b", "stage_prices", "step_estimate"]
+__all__ = ["Assignment", "StagePrice", "simulated", "stage_prices", "step_estimate"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,11 +42,12 @@ class Assignment:
 
 @dataclass(frozen=True, slots=True)
 class StagePrice:
-    """One stage by itself: its units with whether each runs its forward again, its seconds and memory,
-    and the seconds to send one micro-batch to the next stage (0 on the last)."""
+    """One stage: its units with whether each runs its forward again, its seconds, what it holds, the memory of its
+    rank, and the seconds to send one micro-batch to the next stage (0 on the last, and to one on the same rank)."""
 
     units: tuple[tuple[UnitCost, bool], ...]
     times: StageTimes
+    load: StageLoad
     memory: MemoryEstimate
     send_s: float
 
@@ -59,7 +63,7 @@ def step_estimate(
 ) -> Estimate:
     """Price ``stages`` of ``graph``; arguments as for ``stage_prices``."""
     priced = stage_prices(graph, costs, sent_bytes, stages, degrees, job, cluster)
-    step_s, parts = _step_parts(priced, degrees.num_micro_batches)
+    step_s, parts = _step_parts(priced, degrees)
     estimates = tuple(
         StageEstimate(forward_s=p.times.forward_s, backward_s=p.times.backward_s, memory=p.memory)
         for p in priced
@@ -76,67 +80,90 @@ def stage_prices(
     job: Job,
     cluster: Cluster,
 ) -> list[StagePrice]:
-    """Price each of ``stages`` by itself.
+    """Price each of ``stages``.
 
     Args:
         costs: the price of a unit of each kind.
         sent_bytes: what a cut after each unit sends (``crossing_bytes``).
     """
-    priced = []
     ranges = [(stage.start, stage.stop) for stage in stages]
     summed = tied_s(graph, costs, ranges, degrees, job.precision, cluster)
+    ranks = degrees.stage_ranks
+    loads, times, sends = [], [], []
     for index, stage in enumerate(stages):
         units = stage_units(graph, costs, stage.start, stage.stop)
         again = [i in stage.recompute for i in range(stage.start, stage.stop)]
-        sends = index + 1 < len(stages)
-        sent = sent_bytes[stage.stop - 1] if sends else 0.0
-        priced.append(
-            StagePrice(
-                units=tuple(zip(units, again, strict=True)),
-                times=stage_times(units, again, summed[index], degrees, job, cluster),
-                memory=stage_memory(units, again, sent, index, degrees, job, cluster.device),
-                send_s=cluster.p2p_time_s(sent, degrees.pp_stride, degrees.pp) if sends else 0.0,
-            )
+        sent = sent_bytes[stage.stop - 1] if index + 1 < len(stages) else 0.0
+        away = index + 1 < len(stages) and ranks[index] != ranks[index + 1]
+        loads.append(StageLoad(units, again, sent))
+        times.append(stage_times(units, again, summed[index], degrees, job, cluster))
+        sends.append(cluster.p2p_time_s(sent, degrees.pp_stride, degrees.pp) if away else 0.0)
+    activations = activation_bytes(loads, degrees)
+    memory = [
+        rank_memory(
+            [load for load, home in zip(loads, ranks, strict=True) if home == rank],
+            activations[rank],
+            degrees,
+            job,
+            cluster.device,
         )
-    return priced
+        for rank in range(degrees.pp)
+    ]
+    return [
+        StagePrice(
+            units=tuple(zip(load.units, load.recompute, strict=True)),
+            times=stage_s,
+            load=load,
+            memory=memory[rank],
+            send_s=send_s,
+        )
+        for load, stage_s, send_s, rank in zip(loads, times, sends, ranks, strict=True)
+    ]
 
 
-def one_f_one_b(stages: Sequence[StagePrice], micro_batches: int, free_sends: bool = False) -> Simulation:
-    """The step of ``stages`` under 1F1B."""
-    times = [stage.times for stage in stages]
+def simulated(stages: Sequence[StagePrice], degrees: Degrees, free_sends: bool = False) -> Simulation:
+    """The step of ``stages`` under the schedule of ``degrees``."""
+    times, ranks = [stage.times for stage in stages], degrees.stage_ranks
+    head, tail = np.zeros(degrees.pp), np.zeros(degrees.pp)
+    for one, rank in zip(times, ranks, strict=True):
+        head[rank] += one.head_s
+        tail[rank] += one.tail_s
     return simulate(
-        compiled("1f1b", len(stages), 1, micro_batches),
+        compiled(degrees.schedule, degrees.pp, degrees.vpp, degrees.num_micro_batches),
         StageSeconds(
             forward_s=[t.forward_s for t in times],
             backward_s=[t.backward_s for t in times],
+            weight_s=[t.weight_s for t in times] if SCHEDULE_NEEDS[degrees.schedule].halves else None,
             send_s=[0.0 if free_sends else stage.send_s for stage in stages[:-1]],
-            head_s=[t.head_s for t in times],
-            tail_s=[t.tail_s for t in times],
+            head_s=head,
+            tail_s=tail,
         ),
     )
 
 
-def _step_parts(stages: Sequence[StagePrice], m: int) -> tuple[float, dict[str, float]]:
-    """The makespan, and its seconds by cause on the stage that works most."""
-
-    step_s = one_f_one_b(stages, m).step_s
-    unsent_s = one_f_one_b(stages, m, free_sends=True).step_s if len(stages) > 1 else step_s
+def _step_parts(stages: Sequence[StagePrice], degrees: Degrees) -> tuple[float, dict[str, float]]:
+    """The makespan, and its seconds by cause on the rank that works most."""
+    m, ranks = degrees.num_micro_batches, degrees.stage_ranks
+    step_s = simulated(stages, degrees).step_s
+    unsent_s = simulated(stages, degrees, free_sends=True).step_s if len(stages) > 1 else step_s
+    of_rank = [
+        [stage.times for stage, home in zip(stages, ranks, strict=True) if home == rank]
+        for rank in range(degrees.pp)
+    ]
     busiest = max(
-        (stage.times for stage in stages),
-        key=lambda s: s.head_s + m * (s.forward_s + s.backward_s) + s.tail_s,
+        of_rank, key=lambda held: sum(s.head_s + m * (s.forward_s + s.backward_s) + s.tail_s for s in held)
     )
-    times = busiest.times
     parts = {
-        "compute": m * (times.forward_s + times.backward_s),
-        "recompute": m * busiest.recompute_s,
-        "tp_comm": m * (times.forward_comm_s + times.backward_comm_s),
-        "pp_comm": step_s - unsent_s,
+        "compute": m * sum(s.times.forward_s + s.times.backward_s for s in busiest),
+        "recompute": m * sum(s.recompute_s for s in busiest),
+        "tp_comm": m * sum(s.times.forward_comm_s + s.times.backward_comm_s for s in busiest),
+        "pp_comm": max(step_s - unsent_s, 0.0),
         "bubble": 0.0,
-        "fsdp_comm": m * (busiest.forward_fsdp_s + busiest.backward_fsdp_s)
-        + busiest.head_s
-        + busiest.tail_fsdp_s,
-        "dp_comm": busiest.tail_dp_s + busiest.tied_s,
-        "optimizer": busiest.optimizer_s,
+        "fsdp_comm": sum(
+            m * (s.forward_fsdp_s + s.backward_fsdp_s) + s.head_s + s.tail_fsdp_s for s in busiest
+        ),
+        "dp_comm": sum(s.tail_dp_s + s.tied_s for s in busiest),
+        "optimizer": sum(s.optimizer_s for s in busiest),
     }
     idle_s = step_s - sum(parts.values())
     parts["bubble"] = idle_s if idle_s > 1e-9 * step_s else 0.0

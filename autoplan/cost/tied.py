@@ -55,16 +55,20 @@ def tied_s(
     precision: Precision,
     cluster: Cluster,
 ) -> list[float]:
-    """For each stage (a range of the chain), seconds to sum the gradients it shares with other stages."""
-    seconds = [0.0] * len(ranges)
+    """For each stage (a range of the chain), seconds to sum the gradients that its rank shares with other ranks."""
+    seconds, ranks = [0.0] * len(ranges), degrees.stage_ranks
     index = {unit.name: position for position, unit in enumerate(graph.units)}
     for group in graph.tied:
         positions = [index[unit] for unit, _ in group]
-        homes = [s for s, (start, stop) in enumerate(ranges) if any(start <= i < stop for i in positions)]
+        first: dict[int, int] = {}  # of each rank, its first stage that has a copy
+        for stage, (start, stop) in enumerate(ranges):
+            if any(start <= i < stop for i in positions):
+                first.setdefault(ranks[stage], stage)
+        homes = sorted(first)
         if len(homes) > 1:
             unit, value = group[0]
             held = costs[graph.units[index[unit]].kind].sizes[value] * precision.master_bytes / degrees.fsdp
             stride = degrees.pp_stride * max(1, (homes[-1] - homes[0]) // (len(homes) - 1))
-            for stage in homes:
+            for stage in first.values():
                 seconds[stage] += cluster.collective_time_s("all_reduce", held, len(homes), stride=stride)
     return seconds

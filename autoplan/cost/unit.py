@@ -8,13 +8,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from autoplan.cost.boundary import boundary_layout
-from autoplan.cost.compute import cuts_experts, op_times
+from autoplan.cost.compute import cuts_experts, op_times, weight_half_s
 from autoplan.cost.convert import conversion_times, local_bytes
 from autoplan.cost.times import NO_TIME, Times
 from autoplan.errors import PlanError
 from autoplan.graph.ir import Block, Op, Origin
 from autoplan.graph.layout import REPLICATE, Layout
 from autoplan.graph.strategy import Strategy
+from autoplan.graph.weight_halves import halved_product
 
 if TYPE_CHECKING:
     from autoplan.hardware import Cluster
@@ -37,6 +38,8 @@ class UnitCost:
         parameters: elements that the rank holds before the data axes cut them.
         trainable: those of them that have a gradient.
         sizes: elements of each parameter by value name.
+        weight_half_s: of the backward's seconds, those of products dW that can run apart.
+        weight_half_bytes: what is kept between the two halves: those products' inputs and gradients.
     """
 
     times: Times
@@ -46,6 +49,8 @@ class UnitCost:
     parameters: float
     trainable: float
     sizes: Mapping[str, float]
+    weight_half_s: float = 0.0
+    weight_half_bytes: float = 0.0
 
 
 def unit_cost(
@@ -66,9 +71,12 @@ def unit_cost(
     stored = {name: Layout.parse(chosen.get(name, "R")) for name in block.parameters}
     _refuse_strangers(block, chosen)
 
-    times, saved, workspace = NO_TIME, 0.0, 0.0
+    times, saved, workspace, half_s = NO_TIME, 0.0, 0.0, 0.0
+    halves: dict[tuple[str, Layout], float] = {}
     for op in block.ops:
         strategy = strategies[op.name]
+        half_s += weight_half_s(block, op, strategy, degree, cluster)
+        halves |= weight_half_values(block, op, strategy, degree)
         times += op_times(block, op, strategy, degree, cluster)
         saved += saved_bytes(op, strategy, degree)
         workspace = max(workspace, _workspace_bytes(block, op, strategy, degree))
@@ -88,7 +96,27 @@ def unit_cost(
         parameters=sum(sizes.values()),
         trainable=sum(size for name, size in sizes.items() if block.values[name].requires_grad),
         sizes=sizes,
+        weight_half_s=half_s,
+        weight_half_bytes=sum(halves.values()),
     )
+
+
+def weight_half_values(
+    block: Block, op: Op, strategy: Strategy, degree: int
+) -> dict[tuple[str, Layout], float]:
+    """Bytes that ``op`` keeps between the halves of its backward, by what it keeps: its input, which others may
+    share, and its result's gradient."""
+    found = halved_product(block, op)
+    if found is None:
+        return {}
+    x = found[0]
+    layout = strategy.inputs[op.inputs.index(x)]
+    return {
+        (x, layout): local_bytes(block.values[x], layout, degree),
+        (f"gradient of {op.output}", strategy.output): local_bytes(
+            block.values[op.output], strategy.output, degree
+        ),
+    }
 
 
 def saved_bytes(op: Op, strategy: Strategy, degree: int) -> float:
