@@ -41,6 +41,8 @@ def count_calls(module: nn.Module) -> Iterator[Counter[str]]:
 
 def with_called_again(model: nn.Module, repeats: list[Repeat], counts: Counter[str]) -> list[Repeat]:
     """``repeats``, and after them the outermost modules of ``model`` that were called more than once."""
+    if max(counts.values(), default=0) < 2:
+        return repeats
     again: list[str] = []
     for path, _ in model.named_modules():  # parents come before their children
         if counts[path] > 1 and not any(path.startswith(f"{outer}.") for outer in again):

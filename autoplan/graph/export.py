@@ -24,6 +24,7 @@ from torch import fx, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.distributions import Distribution
 from torch.export.graph_signature import InputKind, OutputKind
+from torch.fx._lazy_graph_module import _use_lazy_graph_module
 
 from autoplan.errors import AutoplanError, TraceError
 from autoplan.graph.faithful import check_numbers, faithful, keep_no_grad
@@ -90,6 +91,7 @@ def export_clean(
             NoLongLoops(path or type(module).__name__),
             _unvalidated_distributions(),
             kept_functions(),
+            _use_lazy_graph_module(True),  # nobody runs the code that torch would write of each graph
         ):
             program = torch.export.export(module, args, kwargs, strict=False)
         make_functional(program.graph)

@@ -27,6 +27,9 @@ __all__ = ["Repeat", "find_repeats"]
 _PLAIN = (bool, int, float, str, type(None), type, enum.Enum, types.FunctionType, types.BuiltinFunctionType,
           types.MethodType, functools.partial, torch.dtype, torch.device)  # fmt: skip
 
+_BARE = vars(nn.Module())
+"""What every module has. As long as it is empty it tells nothing, and it is most of what there is to compare."""
+
 
 @dataclass(frozen=True, slots=True)
 class Repeat:
@@ -88,7 +91,7 @@ def _copies(container: nn.Module, shared: set[int]) -> tuple[dict[Any, list[str]
         if type(child).forward is not nn.Module.forward
         and next(child.children(), None) is not None
         and next(child.parameters(), None) is not None
-        and not any(id(p) in shared for p in child.parameters())
+        and not (shared and any(id(p) in shared for p in child.parameters()))
     ]
     counters = _counting_attributes([(place, child) for place, _, child in children])
     groups: dict[Any, list[str]] = {}
@@ -105,28 +108,23 @@ def _shared_parameters(model: nn.Module) -> set[int]:
 
 
 def _counting_attributes(siblings: list[tuple[int, nn.Module]]) -> set[str]:
-    """Names of integer attributes whose values count the siblings that have them, by their places in the list."""
+    """Names of integer attributes whose values count the siblings that have them, by their places in the list.
+
+    What has one value in all of them counts nothing.
+    """
     offsets: dict[str, set[int]] = {}
+    values: dict[str, set[int]] = {}
     for index, sibling in siblings:
         here: dict[str, set[int]] = {}
         for module in sibling.modules():
             for attribute, value in vars(module).items():
                 if type(value) is int:
-                    here.setdefault(attribute, set()).add(value - index)
+                    here.setdefault(attribute, set()).add(value)
         for attribute, found in here.items():
-            offsets[attribute] = offsets.get(attribute, found) & found
-    constant = _constant_attributes([sibling for _, sibling in siblings])
-    return {attribute for attribute, common in offsets.items() if common and attribute not in constant}
-
-
-def _constant_attributes(siblings: list[nn.Module]) -> set[str]:
-    values: dict[str, set[int]] = {}
-    for sibling in siblings:
-        for module in sibling.modules():
-            for attribute, value in vars(module).items():
-                if type(value) is int:
-                    values.setdefault(attribute, set()).add(value)
-    return {attribute for attribute, found in values.items() if len(found) == 1}
+            shifted = {value - index for value in found}
+            offsets[attribute] = offsets.get(attribute, shifted) & shifted
+            values.setdefault(attribute, set()).update(found)
+    return {name for name, common in offsets.items() if common and len(values[name]) > 1}
 
 
 def _signature(module: nn.Module, counters: set[str]) -> Any:
@@ -139,7 +137,7 @@ def _signature(module: nn.Module, counters: set[str]) -> Any:
     plain = tuple(
         (name, None if name in counters else _shown(value))
         for name, value in sorted(vars(module).items())
-        if not name.startswith("__") and _is_plain(value)
+        if not (name in _BARE and value == _BARE[name]) and not name.startswith("__") and _is_plain(value)
     )
     children = tuple((name, _signature(child, counters)) for name, child in module.named_children())
     return type(module), tensors, plain, children

@@ -6,17 +6,17 @@ a walk over Python's stack, a fake run. Here the node is put into the graph and 
 
 from __future__ import annotations
 
+import operator
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, fx
 from torch.fx.experimental.proxy_tensor import (
     disable_proxy_modes_tracing,
     get_proxy_slot,
     has_proxy_slot,
-    track_tensor_tree,
+    track_tensor,
 )
-from torch.fx.traceback import preserve_node_meta, set_stack_trace
 
 __all__ = ["node_like"]
 
@@ -33,18 +33,27 @@ def node_like(op: Any, args: tuple[list[Tensor], Any], made: list[Tensor], path:
         return None
     tracer = mode.tracer
     tensors, other = args
-    if not all(has_proxy_slot(tensor, tracer) for tensor in tensors):
-        return None
-    proxies = [get_proxy_slot(tensor, tracer).proxy for tensor in tensors]
-    with preserve_node_meta(), torch._C.DisableTorchFunctionSubclass(), torch._C.DisableTorchFunction():
-        set_stack_trace([path])
-        proxy = tracer.create_proxy(
-            "call_function", op, (proxies, other), {}, name=op.overloadpacket.__name__
-        )
+    with torch._C.DisableTorchFunction():
+        if not all(has_proxy_slot(tensor, tracer) for tensor in tensors):
+            return None
+        reads = [get_proxy_slot(tensor, tracer).proxy.node for tensor in tensors]
         with disable_proxy_modes_tracing():
             results = [torch.empty_like(tensor) for tensor in made]
-        track_tensor_tree(results, proxy, constant=None, tracer=tracer)
-    if any(tensor.requires_grad for tensor in tensors):
-        for result in results:
-            result.requires_grad_(result.is_floating_point())
+        meta = {"nn_module_stack": _stack(tracer), "stack_trace": path}
+        node = tracer.graph.create_node("call_function", op, (reads, other), {}, op.overloadpacket.__name__)
+        node.meta.update(meta, val=results)
+        differentiable = any(tensor.requires_grad for tensor in tensors)
+        for index, result in enumerate(results):
+            pick = tracer.graph.create_node("call_function", operator.getitem, (node, index))
+            pick.meta.update(meta, val=result)
+            track_tensor(result, fx.Proxy(pick, tracer), constant=None, tracer=tracer)
+            result.requires_grad_(differentiable and result.is_floating_point())
     return results
+
+
+def _stack(tracer: Any) -> dict[str, tuple[str, str]]:
+    """The modules that run now, as nodes hold them: by key, the path and the name of the class."""
+    return {
+        key: (path, f"{kind.__module__}.{kind.__qualname__}" if isinstance(kind, type) else kind)
+        for key, (path, kind) in tracer.module_stack.items()
+    }

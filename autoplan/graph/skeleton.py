@@ -224,7 +224,8 @@ class BlockStub(nn.Module):
         record = BlockCall(*self._stub, self.__dict__["_block"], slots, spec)
         _ACTIVE.append(record)
         call = len(_ACTIVE) - 1
-        known = _OUTPUTS.get(_with_inputs(record, tensors).run_key())
+        with torch._C.DisableTorchFunction():  # shapes are read; modes need not see that
+            known = _OUTPUTS.get(_with_inputs(record, tensors).run_key())
         if known is not None:
             made, record.results, record.output_spec, record.footprint = known
             again = node_like(torch.ops.autoplan.block.default, (tensors, call), made, record.path)

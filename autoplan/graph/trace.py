@@ -249,6 +249,7 @@ class _Builder:
         means, weight, reasons = self._loss()
         self._prune_free(units, weight)
         free = self.analyse("free", "", self.chain.free, {}, self._buffers(self.chain.free), set())
+        own = dict(self.model.named_parameters(remove_duplicate=False))
         graph = ModelGraph(
             name,
             "",
@@ -258,9 +259,9 @@ class _Builder:
             free,
             self.chain.loss,
             weight,
-            _tied(self.model, units, kinds),
+            _tied(own, units, kinds),
             shapes,
-            unused=_unused(self.model, units, kinds),
+            unused=_unused(own, units, kinds),
         )
         graph.meetings = (*reasons, *meetings(graph, means))
         _check_trainable(graph, self.model)
@@ -448,20 +449,21 @@ def _text(graph: fx.Graph) -> list[str]:
 
 
 def _tied(
-    model: nn.Module, units: list[Unit], kinds: dict[str, Block]
+    own: dict[str, nn.Parameter], units: list[Unit], kinds: dict[str, Block]
 ) -> tuple[tuple[tuple[str, str], ...], ...]:
-    """Groups of (unit, value) that are one parameter, found by the identity of the model's own parameters."""
-    by_name = dict(model.named_parameters(remove_duplicate=False))
+    """Groups of (unit, value) that are one parameter, found by the identity of the model's ``own`` parameters."""
     groups: dict[int, list[tuple[str, str]]] = {}
     for unit in units:
         for value, relative in kinds[unit.kind].parameters.items():
             full = f"{unit.path}.{relative}" if unit.path else relative
-            groups.setdefault(id(by_name[full]), []).append((unit.name, value))
+            groups.setdefault(id(own[full]), []).append((unit.name, value))
     return tuple(tuple(group) for group in groups.values() if len(group) > 1)
 
 
 def _check_trainable(graph: ModelGraph, model: nn.Module) -> None:
     """A loss that no parameter has a part in was captured wrong, or is no training."""
+    if not graph.unused:
+        return
     trainable = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
     if trainable and all(name in graph.unused for name in trainable):
         raise TraceError(
@@ -470,15 +472,21 @@ def _check_trainable(graph: ModelGraph, model: nn.Module) -> None:
         )  # fmt: skip
 
 
-def _unused(model: nn.Module, units: list[Unit], kinds: dict[str, Block]) -> dict[str, tuple[int, ...]]:
-    """Names and shapes of the model's parameters that no unit holds, each once."""
-    by_name = dict(model.named_parameters(remove_duplicate=False))
+def _unused(
+    own: dict[str, nn.Parameter], units: list[Unit], kinds: dict[str, Block]
+) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of the model's ``own`` parameters that no unit holds, each once."""
     held = {
-        id(by_name[f"{unit.path}.{relative}" if unit.path else relative])
+        id(own[f"{unit.path}.{relative}" if unit.path else relative])
         for unit in units
         for relative in kinds[unit.kind].parameters.values()
     }
-    return {name: tuple(p.shape) for name, p in model.named_parameters() if id(p) not in held}
+    left = {}
+    for name, parameter in own.items():
+        if id(parameter) not in held:
+            held.add(id(parameter))
+            left[name] = tuple(parameter.shape)
+    return left
 
 
 def _fingerprint(graph: ModelGraph) -> str:
