@@ -63,7 +63,7 @@ def unseen(world: int, small: bool) -> tuple[list[Gemm], list[Message]]:
     A collective's ``level`` is the distance between the ranks of its groups: on one machine all distances
     belong to one level, of which the profile measured the distance 1.
     """
-    chance = random.Random(world)
+    chance = random.Random(f"unseen by {world}")
     sizes = sizes_of(small)
     on_grid = {size for axes in sizes.gemm.values() for axis in axes for size in axis}
     largest = 512 if small else 1024

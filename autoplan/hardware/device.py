@@ -11,7 +11,14 @@ from msgspec import Meta
 
 from autoplan.errors import ProfileError
 from autoplan.hardware.dtypes import DTYPE_BYTES, Dtype
-from autoplan.hardware.gemm import GemmShape, attention_flops, attention_prior, gemm_prior, sizes_of
+from autoplan.hardware.gemm import (
+    GemmShape,
+    attention_flops,
+    attention_prior,
+    gemm_prior,
+    row_filling,
+    sizes_of,
+)
 from autoplan.hardware.host import HostLink
 from autoplan.hardware.interpolate import LogGrid, TimeCurve, as_given, greater
 from autoplan.hardware.source import (
@@ -135,13 +142,17 @@ class Device(
         if batched is not None and isinstance(batch, int | float) and batch > 1:
             return batched(batch, m, n, k)
         if grid := self._gemm_grids.get(dtype):
-            rate = grid(m, n, k)
-            if self.compute_units:
-                rate = rate * self._gemm_prior_rate(batch, m, n, k, dtype)
+            rate = grid(m, n, k) * self._between_points(batch, m, n, k, dtype)
             if batched is None or not isinstance(batch, np.ndarray):
                 return rate
             return np.where(batch > 1, batched(batch, m, n, k), rate)
         return self._gemm_prior_rate(batch, m, n, k, dtype)
+
+    def _between_points(self, batch: Any, m: Any, n: Any, k: Any, dtype: str) -> Any:
+        """What changes from one size to the next: tiles and waves of a GPU, vector registers of a CPU."""
+        if self.compute_units:
+            return self._gemm_prior_rate(batch, m, n, k, dtype)
+        return row_filling(n, DTYPE_BYTES.get(dtype, 4))
 
     def _gemm_prior_rate(self, batch: Any, m: Any, n: Any, k: Any, dtype: str) -> Any:
         ceiling = self.gemm_efficiency.get(dtype, 1.0)
@@ -166,13 +177,12 @@ class Device(
 
     @cached_property
     def _gemm_grids(self) -> dict[str, LogGrid]:
-        """Measured rates; on a GPU over what ``gemm_prior`` gives, whose tiles and waves lie between points."""
+        """Measured rates over what ``_between_points`` gives."""
         points: dict[str, dict[tuple[int, int, int], float]] = {}
         for table in self.gemm:
             rates = points.setdefault(table.dtype, {})
             for p in table.points:
-                prior = self._gemm_prior_rate(1, p.m, p.n, p.k, table.dtype) if self.compute_units else 1.0
-                rates[p.m, p.n, p.k] = p.flops_per_s / prior
+                rates[p.m, p.n, p.k] = p.flops_per_s / self._between_points(1, p.m, p.n, p.k, table.dtype)
         return {
             dtype: LogGrid([(*sizes, r) for sizes, r in rates.items()]) for dtype, rates in points.items()
         }

@@ -10,10 +10,16 @@ from __future__ import annotations
 
 from typing import Any, Protocol
 
-__all__ = ["GemmShape", "attention_flops", "attention_prior", "gemm_prior", "sizes_of"]
+import numpy as np
+
+__all__ = ["GemmShape", "attention_flops", "attention_prior", "gemm_prior", "row_filling", "sizes_of"]
 
 TILE = 128
 EDGE = 16  # smallest granularity of the kernels' tiles
+LINE = 64  # bytes of a cache line, and of the widest vector register of a CPU
+UNALIGNED = (
+    0.92  # rate of a CPU on rows that start anywhere in a line, edges apart (fitted: profile_accuracy.py)
+)
 HALF_DEPTH = 64  # contracted size at which half of the ceiling is reached on a CPU (assumed)
 EPILOGUE = 1.0  # share of writing a product's result that no multiplication covers (fitted: 0.5 to 3)
 HALF_KEYS = 256  # the same for keys in attention (assumed; FlashAttention-2, figures 4 to 6)
@@ -45,6 +51,17 @@ def sizes_of(gemm: GemmShape | tuple[Any, Any, Any, Any]) -> tuple[Any, Any, Any
 def _occupancy(tiles: Any, units: int) -> Any:
     """Mean share of the multiprocessors at work: the last wave is half empty on average."""
     return tiles / (tiles + units / 2)
+
+
+def row_filling(n: Any, itemsize: int) -> Any:
+    """Rate of a CPU's product whose rows have ``n`` elements, over that of rows of whole vector registers.
+
+    The last register of a row is filled in part, n / (lanes · ceil(n / lanes)), and where rows do not start at
+    cache lines, loads straddle them.
+    """
+    lanes = LINE // itemsize
+    whole = -(-n // lanes) * lanes
+    return (n / whole) * np.where(n == whole, 1.0, UNALIGNED)
 
 
 def gemm_prior(

@@ -15,6 +15,9 @@ LEAST_SPREAD = 0.04  # between processes, whose memory lies elsewhere; benchmark
 # Two-sided 95 % points of Student's t, by degrees of freedom.
 _STUDENT = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306, 9: 2.262}
 
+# Standard deviation of the median of n normal values over that of their mean; towards sqrt(pi / 2) for many.
+_MEDIAN = {2: 1.0, 3: 1.160, 4: 1.092, 5: 1.198, 6: 1.134, 7: 1.214, 8: 1.160, 9: 1.223, 10: 1.177}
+
 
 @dataclass(frozen=True, slots=True)
 class Figure:
@@ -35,7 +38,7 @@ def figure_of(visits: Sequence[Sequence[float]]) -> Figure:
     A point is visited several times far apart, since what disturbs a machine lasts longer than the
     samples of one visit. The spread is half the width, over the median, of the interval in which the
     figure of a second such measurement is expected with 95 %: Student's t for the difference of two
-    means of as many visits, and, independent of it, what two processes differ by (``LEAST_SPREAD``).
+    means of as many visits, widened as medians vary more than means, and, independent of it, what two processes differ by (``LEAST_SPREAD``).
     benchmarks/profile_accuracy.py tells how often that holds. With a single visit the samples stand in
     for visits.
     """
@@ -47,7 +50,7 @@ def figure_of(visits: Sequence[Sequence[float]]) -> Figure:
     if len(medians) < 2 or value <= 0:
         return Figure(value, LEAST_SPREAD, count)
     student = _STUDENT.get(len(medians) - 1, 1.96)
-    half = student * statistics.stdev(medians) * (2 / len(medians)) ** 0.5
+    half = student * statistics.stdev(medians) * (2 / len(medians)) ** 0.5 * _MEDIAN.get(len(medians), 1.253)
     return Figure(value, math.hypot(LEAST_SPREAD, half / value), count)
 
 
