@@ -122,12 +122,6 @@ def test_a_plan_for_another_model_is_refused() -> None:
         _program(Case("gpt-untied", num_micro_batches=4), plan)
 
 
-def test_a_model_without_weights_is_refused() -> None:
-    model, loss = make("gpt", "fp32")
-    with pytest.raises(ModelError, match=r"meta device.*to_empty"):
-        autoplan.parallelize(model.to("meta"), make_batch("gpt", 2, 0), loss, plan=_plan(Case(dtype="fp32")))
-
-
 def test_the_plan_may_come_from_a_file_or_the_environment(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

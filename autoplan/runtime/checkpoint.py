@@ -37,7 +37,7 @@ from autoplan.runtime.pieces import (
     same_everywhere,
     whole,
 )
-from autoplan.runtime.world import world_size
+from autoplan.runtime.world import from_all, raise_first, world_size
 
 if TYPE_CHECKING:
     from autoplan.runtime.program import Program
@@ -156,8 +156,8 @@ class Checkpoints:
             )
         except CheckpointError as raised:
             error = raised
-        tables = _from_all((mine, error))
-        _raise_first(error for _, error in tables)
+        tables = from_all((mine, error))
+        raise_first(error for _, error in tables)
         merged: list[dict[str, Any]] = [{}, {}, {}, {}]
         for table, _ in tables:
             for whole_table, part in zip(merged, table, strict=False):
@@ -240,7 +240,7 @@ class Checkpoints:
         if problem is not None:
             remedy = "make the optimizer with the same groups"
             error = CheckpointError(path, problem, "one set for each parameter group", remedy)
-        _raise_first(_from_all(error))
+        raise_first(from_all(error))
         optimizer.load_state_dict({"state": states, "param_groups": groups})
 
 
@@ -415,18 +415,3 @@ def _from_first(value: Any, group: dist.ProcessGroup | None = None) -> Any:
     box = [value]
     dist.broadcast_object_list(box, src=0, group=group)
     return box[0]
-
-
-def _from_all(value: Any) -> list[Any]:
-    """Every rank's ``value``, on every rank."""
-    values: list[Any] = [value]
-    if world_size() > 1:
-        values = [None] * world_size()
-        dist.all_gather_object(values, value)
-    return values
-
-
-def _raise_first(errors: Iterable[AutoplanError | None]) -> None:
-    first = next((one for one in errors if one is not None), None)
-    if first is not None:
-        raise first

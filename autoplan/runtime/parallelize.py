@@ -13,15 +13,18 @@ import torch
 import torch.utils._pytree as pytree
 from torch import Tensor, nn
 
-from autoplan.errors import ModelError, NoPlanError, PlanError
+from autoplan.errors import NoPlanError, PlanError
 from autoplan.graph.ir import ModelGraph
 from autoplan.graph.trace import Loss, flatten_batch, trace
 from autoplan.hardware import Cluster, local_profile
 from autoplan.plan import Job, Plan, Precision, read_plan, validate_plan
-from autoplan.rewrite import build_stage
+from autoplan.rewrite import StageModule, build_stage
 from autoplan.runtime.data_parallel import shard_state
+from autoplan.runtime.initialise import initialised
+from autoplan.runtime.pieces import held_parameters, pieces_of, same_everywhere
 from autoplan.runtime.program import OptimizerFactory, Program
 from autoplan.runtime.same_weights import same_weights
+from autoplan.runtime.state import aliases
 from autoplan.runtime.world import agree, broadcast_from_first, join, lay_mesh, world_size
 
 __all__ = ["parallelize"]
@@ -43,7 +46,10 @@ def parallelize(
 
     Args:
         model: a module with weights; where ranks differ, rank 0's count. It is copied from, never
-            changed; free it afterwards.
+            changed; free it afterwards. Or one on the meta device: its modules are initialised one at a time, by
+            their own ``reset_parameters`` and Hugging Face's ``_init_weights``, from rank 0's
+            ``torch.initial_seed()`` and their names, and each rank keeps only its pieces. The same seed gives
+            the same weights under every plan (not those of a model built with weights).
         batch: an example of the *global* batch: a tensor, a tuple, or a dict of forward's keyword
             arguments; dim 0 is the sample. Only shapes are read: meta tensors will do.
         loss: ``fn(output, batch) -> scalar`` mean over the batch; default ``output.loss``, or the output
@@ -61,7 +67,6 @@ def parallelize(
         DistributedError: ranks disagree about the plan.
     """
     started = join()
-    _check_weights(model)
     chosen = Precision(precision) if precision is not None else _precision_of(model)
     _, tensors, _ = flatten_batch(batch)
 
@@ -86,28 +91,51 @@ def parallelize(
     master = getattr(torch, plan.precision.master_dtype)
     tp_axis = world.axis("tp") if plan.tp > 1 else None
     parameters, buffers = same_weights(model)
+    seed = broadcast_from_first(torch.initial_seed())
+    buffers |= initialised(model, {name for name, buffer in buffers.items() if buffer.is_meta}, seed)
     stages = []
     for place, rank in enumerate(plan.stage_ranks):
         if rank == world.pp_rank:
             stage = build_stage(graph, plan, place, parameters, buffers, tp_axis, master, world.device)
-            stages.append(stage.to(world.device).train(model.training))
+            stages.append(_put_on(stage, world.device).train(model.training))
             shard_state(stages[-1], plan, world)
-    return Program(stages, plan, graph, world, optimizer or _adamw, model)
+    if any(parameter.is_meta for parameter in parameters.values()):
+        _give_weights(stages, model, seed, world.device)
+    return Program(stages, plan, graph, world, optimizer or _adamw, model, buffers)
+
+
+def _put_on(stage: StageModule, device: torch.device) -> StageModule:
+    """The stage on ``device``, but for what has no values yet."""
+    return stage._apply(lambda tensor: tensor if tensor.is_meta else tensor.to(device))  # type: ignore[return-value]
+
+
+def _give_weights(stages: list[StageModule], model: nn.Module, seed: int, device: torch.device) -> None:
+    """Memory, and the initial values, for this rank's pieces of what is on the meta device."""
+    names = aliases(model)
+    meta = {name for name, one in held_parameters(stages, names).items() if one.parameter.is_meta}
+    for stage in stages:
+        tied = _places(stage)
+        stage._apply(lambda t: torch.empty_like(t, device=device) if t.is_meta else t)
+        for (first, own), *others in tied:  # each place got a parameter of its own
+            for module, name in others:
+                module._parameters[name] = first._parameters[own]
+    held = held_parameters(stages, names)
+    for name, whole in initialised(model, meta, seed):
+        pieces_of(held[name].parameter, held[name].layout).fill(whole)
+    same_everywhere(held.values())
+
+
+def _places(stage: StageModule) -> list[list[tuple[nn.Module, str]]]:
+    """For each parameter, the modules that hold it, and its name there."""
+    places: dict[int, list[tuple[nn.Module, str]]] = {}
+    for module in stage.modules():
+        for name, parameter in module._parameters.items():
+            places.setdefault(id(parameter), []).append((module, name))
+    return list(places.values())
 
 
 def _adamw(parameters: Any) -> torch.optim.Optimizer:
     return torch.optim.AdamW(parameters, lr=1e-3)
-
-
-def _check_weights(model: nn.Module) -> None:
-    for name, tensor in model.state_dict(keep_vars=True).items():
-        if tensor.is_meta:
-            raise ModelError(
-                f"model.{name}",
-                "a tensor on the meta device",
-                "a model with weights",
-                "call model.to_empty(device='cpu') and load or initialise its weights",
-            )
 
 
 def _precision_of(model: nn.Module) -> Precision:

@@ -20,6 +20,7 @@ from autoplan.rewrite import StageModule, free_module, inputs_of
 from autoplan.runtime.checkpoint import Checkpoints
 from autoplan.runtime.clipping import clip, global_norm
 from autoplan.runtime.data_parallel import before_backward
+from autoplan.runtime.huggingface import load_safetensors, save_safetensors
 from autoplan.runtime.pipeline import Chunks, Pipeline
 from autoplan.runtime.state import aliases, gather
 from autoplan.runtime.tied import TiedParameters
@@ -50,6 +51,7 @@ class Program(nn.Module):
         world: World,
         optimizer: OptimizerFactory,
         model: nn.Module,
+        buffers: Mapping[str, Tensor],
     ) -> None:
         super().__init__()
         stage = stages[0] if len(stages) == 1 else Chunks(stages)
@@ -67,9 +69,10 @@ class Program(nn.Module):
         self.shapes = {
             name: p.shape for name, p in model.named_parameters() if self.names[name][0] not in unused
         }
+        self.rest = _untouched(graph, model, self.names)
         self._graph = graph
         self._checkpoints = Checkpoints(self)
-        self._weight = _weight_module(graph, model, world) if graph.weight is not None else None
+        self._weight = _weight_module(graph, buffers, world) if graph.weight is not None else None
         self._weight_reads = inputs_of(self._weight) if self._weight is not None else []
         self._tied = TiedParameters(graph, plan, stage, world)
         self._pipeline = Pipeline(stages, plan, world) if plan.pp > 1 else None
@@ -189,6 +192,26 @@ class Program(nn.Module):
         self.steps_done = manifest.step
         return manifest.extra
 
+    def load_safetensors(self, directory: str | Path) -> None:
+        """Read weights as Hugging Face keeps them, each rank its own slices. Every rank must call it.
+
+        The optimizer stays as it is. Needs the package safetensors.
+
+        Raises:
+            CheckpointError: a file or tensor is missing or damaged; the same on every rank, before any change.
+        """
+        load_safetensors(self, directory)
+
+    def save_safetensors(
+        self, directory: str | Path, dtype: torch.dtype | None = None, file_bytes: int = 5 * 10**9
+    ) -> None:
+        """Write weights as ``from_pretrained`` reads them: files of at most ``file_bytes``, and their index.
+
+        ``dtype`` is that of floating-point tensors on disk; None keeps the one that training keeps them in.
+        Every rank must call it; one tensor at a time is whole in memory. Raises CheckpointError.
+        """
+        save_safetensors(self, directory, dtype, file_bytes)
+
     def close(self) -> None:
         """Wait for a checkpoint that is being written, and end the process group if ``parallelize`` started it."""
         self._checkpoints.wait()
@@ -270,8 +293,22 @@ class Program(nn.Module):
         return f"pp={plan.pp}, dp={plan.dp}, fsdp={plan.fsdp}, tp={plan.tp}, zero={plan.zero}, micro_batch={plan.micro_batch}"
 
 
-def _weight_module(graph: ModelGraph, model: nn.Module, world: World) -> fx.GraphModule:
+def _weight_module(graph: ModelGraph, buffers: Mapping[str, Tensor], world: World) -> fx.GraphModule:
     """Counts the targets of a micro-batch that are not ignored."""
     assert graph.weight is not None
-    buffers = {name: tensor.to(world.device) for name, tensor in model.named_buffers(remove_duplicate=False)}
-    return free_module(graph, [graph.weight], buffers, world.device)
+    here = {name: tensor.to(world.device) for name, tensor in buffers.items()}
+    return free_module(graph, [graph.weight], here, world.device)
+
+
+def _untouched(graph: ModelGraph, model: nn.Module, names: Mapping[str, list[str]]) -> dict[str, Tensor]:
+    """What belongs to the model's state but to no unit: buffers that stay as they are, unused parameters."""
+    changed = {
+        f"{unit.path}.{relative}" if unit.path else relative
+        for unit in graph.units
+        for relative in map(graph.kinds[unit.kind].buffers.__getitem__, graph.kinds[unit.kind].updates)
+    }
+    return {
+        name: tensor
+        for name, tensor in model.state_dict().items()
+        if not tensor.is_meta and name not in changed and (name not in names or name in graph.unused)
+    }

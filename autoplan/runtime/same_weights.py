@@ -24,7 +24,8 @@ def same_weights(model: nn.Module) -> tuple[dict[str, nn.Parameter], dict[str, T
     buffers = dict(model.named_buffers(remove_duplicate=False))
     if world_size() == 1:
         return parameters, buffers
-    distinct = {id(tensor): tensor for tensor in (*parameters.values(), *buffers.values())}
+    real = (tensor for tensor in (*parameters.values(), *buffers.values()) if not tensor.is_meta)
+    distinct = {id(tensor): tensor for tensor in real}
     replaced = {key: _from_first(tensor) for key, tensor in _differing(distinct).items()}
     return (
         {name: replaced.get(id(tensor), tensor) for name, tensor in parameters.items()},  # type: ignore[misc]

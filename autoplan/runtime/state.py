@@ -13,7 +13,7 @@ from autoplan.rewrite import StageModule
 from autoplan.runtime.pipeline import Chunks
 from autoplan.runtime.world import World
 
-__all__ = ["aliases", "gather"]
+__all__ = ["aliases", "gather", "in_order"]
 
 
 def aliases(model: nn.Module) -> dict[str, list[str]]:
@@ -44,7 +44,7 @@ def gather(
             value = pick(parameters[local_name])
             if value is not None and source.name not in found:
                 whole = value.full_tensor() if isinstance(value, DTensor) else value
-                ordered = _in_order(whole.detach(), source.layout, tp)
+                ordered = in_order(whole.detach(), source.layout, tp)
                 found.update(dict.fromkeys(names[source.name], ordered))
         if buffers:
             found.update(
@@ -58,7 +58,7 @@ def gather(
     return {name: tensor for part in stages for name, tensor in part.items()}
 
 
-def _in_order(whole: Tensor, layout: Layout, tp: int) -> Tensor:
+def in_order(whole: Tensor, layout: Layout, tp: int) -> Tensor:
     """Undo the order in which ranks hold a dim cut in parts: (tp, parts, …) → (parts, tp, …)."""
     if not layout.is_shard or layout.parts == 1:
         return whole

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,10 +11,19 @@ import torch
 import torch.distributed as dist
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
-from autoplan.errors import DistributedError, PlanError
+from autoplan.errors import AutoplanError, DistributedError, PlanError
 from autoplan.plan import MESH_AXES, Plan, Precision
 
-__all__ = ["World", "agree", "broadcast_from_first", "join", "lay_mesh", "world_size"]
+__all__ = [
+    "World",
+    "agree",
+    "broadcast_from_first",
+    "from_all",
+    "join",
+    "lay_mesh",
+    "raise_first",
+    "world_size",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +96,22 @@ def agree(what: str, value: str) -> None:
         raise DistributedError(
             what, groups, "the same on every rank", "start every rank with the same script, model and plan"
         )
+
+
+def from_all(value: Any) -> list[Any]:
+    """Every rank's ``value``, on every rank."""
+    values: list[Any] = [value]
+    if world_size() > 1:
+        values = [None] * world_size()
+        dist.all_gather_object(values, value)
+    return values
+
+
+def raise_first(errors: Iterable[AutoplanError | None]) -> None:
+    """Raise the first error there is. With those of ``from_all``, every rank raises the same."""
+    first = next((one for one in errors if one is not None), None)
+    if first is not None:
+        raise first
 
 
 def broadcast_from_first(value: Any) -> Any:
