@@ -53,13 +53,13 @@ def _occupancy(tiles: Any, units: int) -> Any:
     return tiles / (tiles + units / 2)
 
 
-def row_filling(n: Any, itemsize: int) -> Any:
+def row_filling(n: Any, itemsize: float) -> Any:
     """Rate of a CPU's product whose rows have ``n`` elements, over that of rows of whole vector registers.
 
     The last register of a row is filled in part, n / (lanes · ceil(n / lanes)), and where rows do not start at
     cache lines, loads straddle them.
     """
-    lanes = LINE // itemsize
+    lanes = int(LINE / itemsize)
     whole = -(-n // lanes) * lanes
     return (n / whole) * np.where(n == whole, 1.0, UNALIGNED)
 
