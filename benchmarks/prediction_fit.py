@@ -23,7 +23,7 @@ from autoplan.cost.transformer.row_cluster import sized_cluster
 from autoplan.cost.transformer.step_times import step_times
 from autoplan.hardware import Cluster
 
-__all__ = ["KINDS", "Kind", "fit_kind", "fitted_rows"]
+__all__ = ["KINDS", "Kind", "figures_of", "fit_kind", "fitted_rows", "has_rows", "priced_with"]
 
 Floats = NDArray[np.float64]
 
@@ -47,11 +47,15 @@ HUBER = 0.1
 
 @dataclass(frozen=True, slots=True)
 class Kind:
-    """Clusters that share their figures: the profile that holds them, and the names under which rows find it."""
+    """Clusters that share their figures: the profile that holds them, and the names under which rows find it.
+
+    ``like``: the profile of the nearest relative, whose figures stand in where there are no rows.
+    """
 
     profile: str
     clusters: tuple[str, ...]
     figures: tuple[str, ...]
+    like: str = ""
 
 
 KINDS: tuple[Kind, ...] = (
@@ -64,30 +68,44 @@ KINDS: tuple[Kind, ...] = (
         "a100-80-sxm-4x200",
         ("A100-SXM",),
         ("bfloat16", "memory", "eager_op_s", "launch_s"),
+        like="a100-80-sxm",
     ),
-    Kind("a100-80-sxm-4-opa", ("a100-80-sxm-4-opa",), ("bfloat16", "memory")),
-    Kind("a100-40-sxm", ("A100-SXM-40GB",), ("bfloat16", "attention", "memory", "eager_op_s")),
+    Kind("a100-80-sxm-4-opa", ("a100-80-sxm-4-opa",), ("bfloat16", "memory"), like="a100-80-sxm"),
+    Kind(
+        "a100-40-sxm",
+        ("A100-SXM-40GB",),
+        ("bfloat16", "attention", "memory", "eager_op_s"),
+        like="a100-80-sxm",
+    ),
     Kind(
         "h100-sxm",
         ("H100-SXM-80GB",),
         ("bfloat16", "fp8", "attention", "memory", "eager_op_s", "overlap"),
     ),
-    Kind("b200-sxm", ("B200-SXM-180GB",), ("bfloat16", "fp8", "mxfp8", "attention", "memory", "eager_op_s")),
+    Kind(
+        "b200-sxm",
+        ("B200-SXM-180GB",),
+        ("bfloat16", "fp8", "mxfp8", "attention", "memory", "eager_op_s"),
+        like="gb200-nvl72",
+    ),
     Kind(
         "gb200-nvl72",
         ("GB200-NVL72",),
         ("bfloat16", "fp8", "mxfp8", "nvfp4", "attention", "memory", "eager_op_s", "overlap"),
+        like="b200-sxm",
     ),
     Kind(
         "gb300-nvl72",
         ("GB300-NVL72",),
         ("bfloat16", "fp8", "mxfp8", "nvfp4", "attention", "memory", "overlap"),
+        like="gb200-nvl72",
     ),
 )
 
 
 @dataclass(frozen=True, slots=True)
 class _Group:
+    runs: list[Run]
     reads: list[ReadRow]
     log_measured: Floats
     weight: Floats
@@ -111,7 +129,28 @@ def _fitted(runs: Sequence[Run]) -> list[Run]:
 
 def fit_kind(kind: Kind, runs: Sequence[Run]) -> dict[str, float]:
     """The figures of ``kind`` from those ``runs`` that are not held back."""
-    groups = _groups(_fitted(runs), kind)
+    return figures_of(kind, _fitted(runs))
+
+
+def has_rows(kind: Kind, runs: Sequence[Run]) -> bool:
+    """Whether any of ``runs`` is on a cluster of ``kind``."""
+    return bool(_groups(runs, kind))
+
+
+def priced_with(kind: Kind, runs: Sequence[Run], figures: dict[str, float]) -> list[tuple[Run, float]]:
+    """Those of ``runs`` that are on a cluster of ``kind``, and predicted seconds of each under ``figures``."""
+    return [
+        (run, float(step_s))
+        for group in _groups(runs, kind)
+        for run, step_s in zip(group.runs, np.exp(_log_predicted(group, figures)), strict=True)
+    ]
+
+
+def figures_of(kind: Kind, runs: Sequence[Run]) -> dict[str, float]:
+    """The figures of ``kind`` from all ``runs`` on its clusters; usual values where there are none."""
+    groups = _groups(runs, kind)
+    if not groups:
+        return {name: USUAL[name][0] for name in kind.figures}
     start = np.log([USUAL[name][0] for name in kind.figures])
     width = np.array([USUAL[name][1] for name in kind.figures])
 
@@ -130,6 +169,7 @@ def _groups(runs: Sequence[Run], kind: Kind) -> list[_Group]:
     made, _ = row_groups([run.row for run in runs])
     return [
         _Group(
+            runs=[runs[index] for index, _ in members],
             reads=[read for _, read in members],
             log_measured=np.log([runs[index].step_s or 1.0 for index, _ in members]),
             weight=np.array([many[runs[i].part, runs[i].row["model"]] ** -0.5 for i, _ in members]),

@@ -226,6 +226,30 @@ def test_blanks_are_the_usual_choice_and_said_so() -> None:
         assert name in said
 
 
+def test_blanks_that_do_not_fit_become_the_least_that_does() -> None:
+    """What a table tells of did run: where recomputation is blank, the least that fits is assumed."""
+    large = {**ROW, "micro_batch": "8", "recompute": ""}
+    (row,) = price_rows([large])
+    (none,) = price_rows([{**large, "recompute": "none"}])
+    (full,) = price_rows([{**large, "recompute": "full"}])
+    assert none.fits is False and full.fits and row.fits
+    assert any(word.startswith("recompute=") and "to fit" in word for word in row.assumed)
+    assert none.step_s is not None and full.step_s is not None and row.step_s is not None
+    assert none.step_s < row.step_s <= full.step_s
+    (hopeless,) = price_rows([{**ROW, "micro_batch": "1024", "global_batch": "8192", "recompute": ""}])
+    assert hopeless.fits is False and not any("to fit" in word for word in hopeless.assumed)
+
+
+def test_offload_frees_the_device_and_waits_for_a_slow_link() -> None:
+    stays, leaves = price_rows([ROW, {**ROW, "offload_layers": ROW["layers"], "offload_optimizer": "1"}])
+    assert stays.memory_bytes is not None and leaves.memory_bytes is not None
+    assert leaves.memory_bytes < 0.7 * stays.memory_bytes
+    assert stays.step_s is not None and leaves.step_s is not None and leaves.step_s > stays.step_s
+    assert leaves.parts is not None and leaves.parts["host_copies"] > 0
+    (noted,) = price_rows([{**ROW, "notes": "cpu_offloading_num_layers=2"}])
+    assert any(word.startswith("offload_layers=2") for word in noted.assumed)
+
+
 @pytest.mark.parametrize(
     ("column", "text"),
     [
@@ -279,7 +303,20 @@ cells = st.one_of(
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(
     st.dictionaries(
-        st.sampled_from([*ROW, "params_b", "experts", "top_k", "notes", "framework", "task"]), cells
+        st.sampled_from(
+            [
+                *ROW,
+                "params_b",
+                "experts",
+                "top_k",
+                "notes",
+                "framework",
+                "task",
+                "offload_layers",
+                "offload_optimizer",
+            ]
+        ),
+        cells,
     )
 )
 def test_no_row_stops_the_run(changes: dict[str, str]) -> None:

@@ -16,9 +16,10 @@ from autoplan.cost.transformer.configuration import Configuration, Recompute
 from autoplan.cost.transformer.formats import FORMATS
 from autoplan.cost.transformer.one import estimate_one
 from autoplan.cost.transformer.price import price_configurations
-from autoplan.cost.transformer.row_model import shape_of_size
+from autoplan.cost.transformer.row_fields import Fields
+from autoplan.cost.transformer.row_model import row_model, shape_of_size
 from autoplan.cost.transformer.saved_bytes import layer_saved_bytes
-from autoplan.cost.transformer.shape import Transformer
+from autoplan.cost.transformer.shape import Hybrid, Transformer
 from autoplan.cost.transformer.software import SOFTWARE
 from autoplan.cost.transformer.step_memory import in_flight
 from autoplan.graph.sources.sizes import SIZES
@@ -152,6 +153,28 @@ def test_parts_add_up_and_batches_of_configurations_agree_with_single_ones() -> 
         assert float(np.ravel(single.memory.total)[0]) == pytest.approx(
             float(prices.memory.total[index]), rel=1e-12
         )
+
+
+def test_a_hybrid_model_is_the_sum_of_its_layers() -> None:
+    """All layers attention-and-MLP in pairs cost as much as half as many ordinary layers; state-space mixers
+    make their parameters (Nemotron-H-56B, arXiv:2504.03624: 56 B) and no scores that grow with the length."""
+    plain = dataclasses.replace(GPT, vectors=2.0)
+    pairs = dataclasses.replace(plain, layers=48, vectors=1.0, hybrid=Hybrid(0.5, 0.5, 0.0, 1, 1, 1, 1))
+    assert pairs.parameters == pytest.approx(plain.parameters, rel=1e-9)
+    assert pairs.forward_flops_per_token(4096, full_attention=False) == pytest.approx(
+        plain.forward_flops_per_token(4096, full_attention=False)
+    )
+    c = Configuration(seq=4096, micro_batch=1, micro_batches=8, tp=4, sp=True, dp=8, zero=1)
+    assert step_s(pairs, c) == pytest.approx(step_s(plain, c), rel=0.02)
+    memory = [float(np.ravel(price_configurations(s, c, H100).memory.allocated)[0]) for s in (pairs, plain)]
+    assert memory[0] == pytest.approx(memory[1], rel=0.02)
+
+    row = {"model": "nemotron-h-56b", "layers": "118", "hidden": "8192", "ffn_hidden": "32768", "heads": "64",
+           "kv_heads": "8", "vocab": "131072", "seq_len": "8192", "gpu": "H100-SXM-80GB", "gpus": "64", "tp": "8"}  # fmt: skip
+    nemotron = row_model(Fields(row))
+    assert float(nemotron.parameters) == pytest.approx(56e9, rel=0.02)
+    short, long = (nemotron.forward_flops_per_token(s, full_attention=False) for s in (1024, 8192))
+    assert long - short == pytest.approx(10 * 2 * 7168 * 64 * 128)
 
 
 configurations = st.builds(

@@ -52,6 +52,7 @@ def report() -> dict[str, Any]:
         ("megatron_bridge_gb200", 0.10),
         ("megatron_bridge_gb300", 0.09),
         ("simumax_b200", 0.06),
+        ("dgxc_benchmarking_h100_hybrid", 0.10),
     ],
 )
 def test_step_times_are_near_published_ones(report: dict[str, Any], study: str, median: float) -> None:
@@ -68,7 +69,7 @@ def test_memory_is_near_published_figures(report: dict[str, Any], study: str, me
 def test_runs_out_of_memory_are_told_from_those_that_ran(report: dict[str, Any]) -> None:
     fits = report["fits"]
     assert fits["out_of_memory_fits"] <= 4
-    assert fits["ran_does_not_fit"] <= 70
+    assert fits["ran_does_not_fit"] <= 12
     assert not [line for line in fits["exceptions"] if line.startswith(("simumax", "korthikanti", "vtrain"))]
 
 
@@ -76,6 +77,27 @@ def test_choices_by_prediction_lose_little(report: dict[str, Any]) -> None:
     assert report["choices"]["vtrain_a100_single"]["regret"] <= 0.06
     assert report["choices"]["vtrain_a100_single"]["tau"] >= 0.8
     assert report["choices"]["vtrain_a100_multi"]["regret"] <= 0.05
+
+
+def test_leaving_a_table_out_prices_it_with_the_others() -> None:
+    sys.path.insert(0, str(BENCHMARKS))
+    try:
+        import prediction_cross
+        from prediction_fit import KINDS, figures_of
+        from prediction_rows import read_runs
+    finally:
+        sys.path.remove(str(BENCHMARKS))
+    small = [run for run in read_runs() if run.table in ("korthikanti2022", "megatron_lm_readme")]
+    kept = [run for run in small if run.step_s and "A100" in run.row["gpu"] and run.part != "sc21_zero3"]
+    found = prediction_cross.cross_validated(kept)
+    assert {run.part for run, _ in found} == {run.part for run in kept}
+    error = {
+        run.line: step_s / (run.step_s or 1.0) - 1 for run, step_s in found if run.table == "korthikanti2022"
+    }
+    assert len(error) == 10 and max(map(abs, error.values())) < 0.2
+    a100 = next(kind for kind in KINDS if kind.profile == "a100-80-sxm")
+    others = [run for run in kept if run.table != "korthikanti2022"]
+    assert figures_of(a100, others) != figures_of(a100, kept)
 
 
 def test_every_row_is_priced_or_says_why(report: dict[str, Any]) -> None:

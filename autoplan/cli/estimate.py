@@ -32,8 +32,9 @@ Only what no program could run is refused, such as more tensor ranks than heads.
 
 A table has one run a row, with the columns model, layers, hidden, ffn_hidden, gated_mlp, heads, kv_heads,
 head_dim, vocab, seq_len, experts, top_k, gpu, gpus, tp, sp, pp, vpp, cp, ep, dp, zero_stage, precision,
-recompute, flash_attention, micro_batch, global_batch; others are copied. Blanks are taken as the most usual
-choice and named in pred_assumed. Added: pred_step_time_s, pred_tokens_per_s_per_gpu, pred_mem_gb,
+recompute, flash_attention, micro_batch, global_batch, and if there are any params_b, framework, task, notes,
+offload_layers and offload_optimizer; others are copied. Blanks are taken as the most usual choice, or where
+that does not fit as the next that does, and named in pred_assumed. Added: pred_step_time_s, pred_tokens_per_s_per_gpu, pred_mem_gb,
 pred_fits, pred_assumed, pred_error (why a row has no price).
 
 exit status: 0 priced, fitting or not; 2 an input is wrong
@@ -134,6 +135,18 @@ def _add_choices(parser: argparse.ArgumentParser) -> None:
         type=one_of("--precision", *_PRECISIONS),
         help=f"{', '.join(_PRECISIONS)} (default: bf16)",
     )
+    choices.add_argument(
+        "--offload-layers",
+        metavar="N",
+        type=whole_number("--offload-layers"),
+        default=0,
+        help="layers whose activations wait for backward in the host's memory (default: 0)",
+    )
+    choices.add_argument(
+        "--offload-optimizer",
+        action="store_true",
+        help="the optimizer's state and its step are the host's (ZeRO-Offload)",
+    )
     choices.add_argument("--no-flash", action="store_true", help="attention's scores go through memory")
     choices.add_argument(
         "--no-sequence-parallel",
@@ -189,7 +202,7 @@ def _run_one(args: argparse.Namespace) -> int:
 
     name, shape, usual_seq = model_shape(args.model)
     cluster = Cluster.of(args.cluster, nodes=args.nodes, gpus=args.gpus)
-    configuration = _configuration(args, usual_seq, cluster)
+    configuration = _configuration(args, usual_seq, cluster, int(shape.layers))
     schedule = args.schedule or ("interleaved" if configuration.vpp > 1 else "1f1b")
     check_configuration(shape, configuration, cluster.world_size, schedule)
     estimate = estimate_one(
@@ -222,7 +235,7 @@ def _write_trace(path: str, name: str, run_of: tuple[Any, ...]) -> None:
         raise InputError("--trace", path, f"a file that can be written ({error})", "choose another") from None
 
 
-def _configuration(args: argparse.Namespace, usual_seq: int, cluster: Cluster) -> Configuration:
+def _configuration(args: argparse.Namespace, usual_seq: int, cluster: Cluster, layers: int) -> Configuration:
     from autoplan.cost.transformer.configuration import Configuration, Recompute
 
     tp, pp, cp = args.tp or 1, args.pp or 1, args.cp or 1
@@ -259,6 +272,8 @@ def _configuration(args: argparse.Namespace, usual_seq: int, cluster: Cluster) -
         zero=int(args.zero),
         recompute=int(Recompute[args.recompute.upper()]),
         flash=not args.no_flash,
+        parked=min(args.offload_layers / layers, 1.0),
+        host_optimizer=args.offload_optimizer,
     )
 
 
@@ -282,6 +297,8 @@ def _plan(args: argparse.Namespace, c: Configuration, schedule: str, layers: lis
         "precision": args.precision,
         "sequence_parallel": c.sp,
         "flash_attention": c.flash,
+        "offload_layers": args.offload_layers,
+        "offload_optimizer": args.offload_optimizer,
         "program": args.program,
         "stages": layers,
     }

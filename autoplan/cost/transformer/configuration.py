@@ -37,6 +37,8 @@ class Configuration:
         flash: attention is one fused kernel; otherwise scores go through memory.
         packed: independent documents in one sample, which attention keeps apart (fine-tuning).
         frozen: the model's own parameters do not train (LoRA); backward has no weight products.
+        parked: share of the layers whose activations wait for backward in the host's memory.
+        host_optimizer: the optimizer's state and its step are the host's (ZeRO-Offload).
     """
 
     seq: Any
@@ -55,6 +57,8 @@ class Configuration:
     flash: Any = True
     packed: Any = 1
     frozen: Any = False
+    parked: Any = 0.0
+    host_optimizer: Any = False
 
     @property
     def world(self) -> Any:

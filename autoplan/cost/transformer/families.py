@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from autoplan.cost.transformer.shape import Latent
+from autoplan.cost.transformer.shape import Hybrid, Latent
 
-__all__ = ["DEEPSEEK_V2", "DEEPSEEK_V3", "Family", "family_of"]
+__all__ = ["DEEPSEEK_V2", "DEEPSEEK_V3", "Family", "family_of", "hybrid_of_layers"]
 
 DEEPSEEK_V2 = Latent(1536, 512, 128, 64, 128)
 DEEPSEEK_V3 = Latent(1536, 512, 128, 64, 128)
@@ -24,7 +24,8 @@ class Family:
         biases: linear layers and norms have biases (LayerNorm).
         learned: positions are learned.
         latent, dense_layers, dense_ffn, shared_ffn: of DeepSeek's mixtures.
-        hybrid: most layers are no attention layers.
+        hybrid: layers have one mixer each, most of them no attention.
+        clamped: gates are clamped and experts have biases.
     """
 
     gated: bool
@@ -35,8 +36,20 @@ class Family:
     dense_layers: int = 0
     dense_ffn: int = 0
     shared_ffn: int = 0
-    hybrid: bool = False
+    hybrid: Hybrid | None = None
+    clamped: bool = False
 
+
+def hybrid_of_layers(like: Hybrid, attention: int, mlp: int, ssm: int) -> Hybrid:
+    """``like`` with that many layers of each kind."""
+    total = attention + mlp + ssm
+    return replace(like, attention=attention / total, mlp=mlp / total, ssm=ssm / total)
+
+
+# Nemotron-H, arXiv:2504.03624, table 1; Nemotron Nano 3's config.json. Attention, MLPs, state-space mixers.
+_NEMOTRON_H = Hybrid(4 / 52, 24 / 52, 24 / 52, heads=128, head_size=64, groups=8, state=128)
+_NEMOTRON_H_56B = Hybrid(10 / 118, 54 / 118, 54 / 118, heads=256, head_size=64, groups=8, state=256)
+_NEMOTRON_NANO = Hybrid(6 / 52, 23 / 52, 23 / 52, heads=64, head_size=64, groups=8, state=128)
 
 _GPT = Family(False, tied=True, biases=True, learned=True)
 _LLAMA = Family(True)
@@ -53,9 +66,11 @@ _FAMILIES: tuple[tuple[str, Family], ...] = (
         r"deepseek-?(coder-)?v2",
         Family(True, latent=DEEPSEEK_V2, dense_layers=1, dense_ffn=12_288, shared_ffn=3072),
     ),
-    (r"nemotron-?(h|3|nano|super|ultra|3\.5)", Family(False, hybrid=True)),
+    (r"nemotron-?h-?(56|47)b", Family(False, hybrid=_NEMOTRON_H_56B)),
+    (r"nemotron-?3-?nano", Family(False, hybrid=_NEMOTRON_NANO, shared_ffn=3712)),
+    (r"nemotron-?(h|3|nano|super|ultra|3\.5)", Family(False, hybrid=_NEMOTRON_H)),
     (r"nemotron", Family(False)),
-    (r"gpt-oss", _LLAMA),
+    (r"gpt-oss", Family(True, clamped=True)),
     (r"mpt", Family(False, tied=True)),
     (r"bloom", Family(False, tied=True, biases=True)),
     (r"gpt|megatron|opt-|turing", _GPT),

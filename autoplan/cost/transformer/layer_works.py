@@ -6,22 +6,32 @@ counted op by op. T tokens of the micro-batch on this rank, t = tp, z = t with s
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
 from autoplan.cost.transformer.configuration import Configuration
-from autoplan.cost.transformer.shape import Latent, Transformer
+from autoplan.cost.transformer.shape import Hybrid, Latent, Transformer
 from autoplan.cost.transformer.software import Software
 
 ROUTING_OPS = 90.0
 """Ops of routing, sorting, permuting and their bookkeeping, in the layers of Megatron-Core (0.10 to 0.13)."""
 
+SSM_OPS = 14.0
+"""Ops of a state-space layer forward: norm, projections, convolution, five kernels of mixing, gated norm."""
+
+SCAN_RATE = 0.25
+"""Rate of the mixing's products over that of large ones: tiles of one chunk and one head, decays in between."""
+
+CLAMP_BYTES = 14.0
+"""For each hidden value of an expert whose two gates (16 bits each) get a bias and are clamped by kernels of
+their own: both clamped (8), and scaled and offset (6)."""
+
 SOFTMAX_OPS = 5.0
 """Ops more when scale, mask, softmax and the conversions around it are not one kernel."""
 
-__all__ = ["Message", "Product", "Works", "dense_works", "ends_works", "mixture_works"]
+__all__ = ["Message", "Product", "Works", "dense_works", "ends_works", "hybrid_works", "mixture_works"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +105,67 @@ def mixture_works(shape: Transformer, c: Configuration, software: Software) -> W
     routed to: ``experts_per_token`` times its bytes leave in dispatch and come back in combine.
     """
     works = _attention_works(shape, c, software)
+    _add_experts(works, shape, c)
+    return works
+
+
+def hybrid_works(shape: Transformer, c: Configuration, software: Software) -> list[tuple[float, Works]]:
+    """The layers of a hybrid model, each of one mixer with its norm and residual, and the share of each."""
+    assert shape.hybrid is not None
+    attention = _attention_works(shape, c, software)
+    rows = c.tokens / c.sequence_cut * shape.hidden
+    drop = 1 if software.dropout else 0
+    attention.forward_bytes = attention.forward_bytes - (10 + drop) * rows
+    attention.backward_bytes = attention.backward_bytes - (11 + 3 * drop) * rows
+    attention.forward_ops, attention.backward_ops = attention.forward_ops - 8, attention.backward_ops - 16
+    attention.messages = [
+        _halved(message) if message.axis == "tp" else message for message in attention.messages
+    ]
+
+    def plain(ops: float) -> Works:
+        return Works(
+            forward_bytes=(10 + drop) * rows,
+            backward_bytes=(11 + 3 * drop) * rows,
+            forward_ops=ops,
+            backward_ops=2 * ops,
+            messages=[message for message in attention.messages if message.axis == "tp"],
+        )
+
+    mlp, ssm = plain(8.0), plain(SSM_OPS)
+    if shape.moe:
+        _add_experts(mlp, shape, c)
+    else:
+        _add_mlp(mlp, shape, c.tokens, shape.ffn / c.tp)
+    _add_state_space(ssm, shape.hybrid, shape.hidden, c)
+    return [(shape.hybrid.attention, attention), (shape.hybrid.mlp, mlp), (shape.hybrid.ssm, ssm)]
+
+
+def _halved(message: Message) -> Message:
+    return replace(message, forward=message.forward / 2, backward=message.backward / 2)
+
+
+def _add_state_space(works: Works, hybrid: Hybrid, hidden: Any, c: Configuration) -> None:
+    """Mamba-2's projections, convolution, chunked products and gated norm (arXiv:2405.21060, section 6)."""
+    t, tokens, q = c.tp, c.tokens, hybrid.chunk
+    slow = tokens / q / SCAN_RATE
+    works.products += [
+        Product(1, tokens, hybrid.columns / t, hidden),
+        Product(1, tokens, hidden, hybrid.width / t),
+        Product(slow * hybrid.groups / t, q, q, hybrid.state, core=True),
+        Product(slow * hybrid.heads / t, q, hybrid.head_size, q, core=True),
+        Product(slow * hybrid.heads / t, hybrid.state, hybrid.head_size, q, core=True),
+        Product(slow * hybrid.heads / t, q, hybrid.head_size, hybrid.state, core=True),
+    ]
+    # Convolution reads and writes, mixing reads and writes with a state of 32 bit for each chunk, the gated
+    # norm reads two and writes one; backward goes over each about twice.
+    maps = 2 * hybrid.groups * hybrid.state
+    each = 4 * (hybrid.width + maps) + 4 * hybrid.width + 2 * maps + 6 * hybrid.width
+    each = each + 8 * hybrid.width * hybrid.state / q
+    works.forward_bytes = works.forward_bytes + each * tokens / t
+    works.backward_bytes = works.backward_bytes + 2 * each * tokens / t
+
+
+def _add_experts(works: Works, shape: Transformer, c: Configuration) -> None:
     h, tokens = shape.hidden, c.tokens
     local = tokens / c.tp * shape.experts_per_token * c.etp  # copies of tokens that this rank's experts see
     held = np.maximum(shape.experts / c.ep, 1)
@@ -105,8 +176,9 @@ def mixture_works(shape: Transformer, c: Configuration, software: Software) -> W
         Product(held, each, h, width, grouped=True),
     ]
     gate = np.asarray(shape.gated, dtype=float)
-    works.forward_bytes = works.forward_bytes + (4 + 2 * gate) * local * width
-    works.backward_bytes = works.backward_bytes + (6 + 4 * gate) * local * width
+    clamps = np.where(shape.clamped, 1.0, 0.0)  # clamped, and written, and read again
+    works.forward_bytes = works.forward_bytes + (4 + 2 * gate + CLAMP_BYTES * clamps) * local * width
+    works.backward_bytes = works.backward_bytes + (6 + 4 * gate + 1.5 * CLAMP_BYTES * clamps) * local * width
     # Permute and unpermute on both sides of the wire: each copy is read and written twice each way, and
     # weighted sums once; the router works in 32 bit on the logits of T/z tokens.
     moved = local * h * 2
@@ -121,7 +193,6 @@ def mixture_works(shape: Transformer, c: Configuration, software: Software) -> W
     works.dynamic = True
     sent = tokens / c.tp * shape.experts_per_token * h * 2
     works.messages.append(Message("ep", "all_to_all", sent, 2, 2, shape.experts_per_token))
-    return works
 
 
 def _attention_works(shape: Transformer, c: Configuration, software: Software) -> Works:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import numpy as np
@@ -17,6 +17,7 @@ from autoplan.cost.transformer.row_configuration import RowSetup, row_setup
 from autoplan.cost.transformer.row_fields import Fields
 from autoplan.cost.transformer.row_model import row_model
 from autoplan.cost.transformer.shape import Transformer
+from autoplan.cost.transformer.step_memory import step_memory
 from autoplan.errors import AutoplanError
 
 __all__ = ["PREDICTED", "PricedRow", "ReadRow", "price_rows", "read_row", "row_groups", "stacked"]
@@ -33,6 +34,10 @@ PREDICTED = (
 
 FALLBACK = {"mxfp8": "fp8", "nvfp4": "fp8", "fp8": "bf16", "tf32": "bf16", "bf16": "fp16"}
 """The format that stands in where a device has no peak for one."""
+
+
+NEAR_BYTES_PER_S = 200e9
+"""A host is near that is joined so fast: by NVLink-C2C (450 GB/s), not by PCIe (64 GB/s)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,26 +80,31 @@ class PricedRow:
         }
 
 
-def read_row(row: Mapping[str, Any], cluster: str | None = None) -> ReadRow:
+def read_row(
+    row: Mapping[str, Any], cluster: str | None = None, chosen: Mapping[str, str] | None = None
+) -> ReadRow:
     """Understand one row of a table with the header of published runs.
 
     Args:
         cluster: a profile that replaces what ``gpu`` names.
+        chosen: values for blank columns.
 
     Raises:
         AutoplanError: a column is wrong, or is blank and has no usual value.
     """
-    read = Fields(row)
+    read = Fields(row, chosen)
     name = cluster or row_cluster_name(read)
     profile = loaded_cluster(name)
     shape = row_model(read)
-    setup = row_setup(read, shape, read.text("gpu") or name)
+    host = profile.device.host
+    near = host is not None and host.to_host_bytes_per_s > NEAR_BYTES_PER_S
+    setup = row_setup(read, shape, read.text("gpu") or name, coherent=near)
     precision = setup.precision
     while FORMATS[precision].products not in profile.device.peak_flops and precision in FALLBACK:
         precision = FALLBACK[precision]
     if precision != setup.precision:
         read.assume("precision", precision, f"{profile.device.name} has no {setup.precision}")
-        setup = RowSetup(setup.configuration, setup.gpus, precision, setup.software)
+        setup = replace(setup, precision=precision)
     memory_of = "device" if read.noted("nvidia-smi") else "last" if read.noted("LAST rank") else "tensors"
     return ReadRow(shape, setup, name, tuple(read.assumed), memory_of)
 
@@ -113,18 +123,61 @@ def row_groups(
     rows: Sequence[Mapping[str, Any]], cluster: str | None = None
 ) -> tuple[list[list[tuple[int, ReadRow]]], dict[int, str]]:
     """Rows that can be priced in one call, each with its index; and why the others cannot, by index."""
-    groups: dict[Any, list[tuple[int, ReadRow]]] = defaultdict(list)
+    reads: dict[int, ReadRow] = {}
     errors: dict[int, str] = {}
     for index, row in enumerate(rows):
         try:
-            read = read_row(row, cluster)
+            reads[index] = read_row(row, cluster)
         except AutoplanError as error:
             errors[index] = str(error)
-            continue
+    _make_fit(rows, cluster, reads)
+    return _alike(reads), errors
+
+
+def _alike(reads: Mapping[int, ReadRow]) -> list[list[tuple[int, ReadRow]]]:
+    """Rows that can be priced in one call."""
+    groups: dict[Any, list[tuple[int, ReadRow]]] = defaultdict(list)
+    for index, read in reads.items():
         setup = read.setup
-        key = (read.cluster, setup.precision, setup.software, read.shape.moe, read.shape.mla)
+        shape = read.shape
+        key = (read.cluster, setup.precision, setup.software, shape.moe, shape.mla, shape.hybrid)
         groups[key].append((index, read))
-    return list(groups.values()), errors
+    return list(groups.values())
+
+
+def _make_fit(rows: Sequence[Mapping[str, Any]], cluster: str | None, reads: dict[int, ReadRow]) -> None:
+    """Replace the reading of each row that does not fit by the first alternative that does, if any."""
+    tried = {index: read for index, read in reads.items() if read.setup.alternatives}
+    ways = {index: iter(read.setup.alternatives) for index, read in tried.items()}
+    while tried:
+        fitting: dict[int, bool] = {}
+        for members in _alike(tried):
+            fitting |= {index: fits for (index, _), fits in zip(members, _fits(members), strict=True)}
+        following: dict[int, ReadRow] = {}
+        for index, read in tried.items():
+            if fitting[index]:
+                reads[index] = read
+                continue
+            for chosen in ways[index]:
+                try:
+                    following[index] = read_row(rows[index], cluster, chosen)
+                    break
+                except AutoplanError:
+                    continue
+        tried = following
+
+
+def _fits(members: Sequence[tuple[int, ReadRow]]) -> list[bool]:
+    """Whether each row fits; where that cannot be told, it stays as it is."""
+    reads = [read for _, read in members]
+    first = reads[0]
+    shape, configuration = stacked(reads)
+    try:
+        cluster = sized_cluster(first.cluster, max(read.setup.gpus for read in reads))
+    except AutoplanError:
+        return [True] * len(reads)
+    memory = step_memory(shape, configuration, FORMATS[first.setup.precision], first.setup.software, cluster)
+    return np.broadcast_to(memory.fits, len(reads)).tolist()
 
 
 def _price_group(members: list[tuple[int, ReadRow]]) -> list[tuple[int, PricedRow]]:
@@ -149,7 +202,7 @@ def _prices(reads: list[ReadRow]) -> Prices:
 
 def stacked(reads: Sequence[ReadRow]) -> tuple[Transformer, Configuration]:
     """The models and configurations of a group of rows as arrays."""
-    structure = {"moe", "mla"}
+    structure = {"moe", "mla", "hybrid"}
     shape = Transformer(
         **{
             f.name: np.array([float(getattr(read.shape, f.name)) for read in reads])
@@ -158,6 +211,7 @@ def stacked(reads: Sequence[ReadRow]) -> tuple[Transformer, Configuration]:
         },
         moe=reads[0].shape.moe,
         mla=reads[0].shape.mla,
+        hybrid=reads[0].shape.hybrid,
     )
     configuration = Configuration(
         **{

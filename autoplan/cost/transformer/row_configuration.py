@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from itertools import product
 
 from autoplan.cost.transformer.configuration import Configuration, Recompute
 from autoplan.cost.transformer.row_fields import Fields, precision_name, recompute_of, zero_of
@@ -26,16 +28,26 @@ _PROGRAMS: tuple[tuple[str, str], ...] = (
 
 @dataclass(frozen=True, slots=True)
 class RowSetup:
-    """Everything of a row beside its model and its cluster."""
+    """Everything of a row beside its model and its cluster.
+
+    Args:
+        alternatives: other values for blank columns, one after the other to be tried where the usual ones
+            do not fit: what ran did fit.
+    """
 
     configuration: Configuration
     gpus: int
     precision: str
     software: Software
+    alternatives: tuple[dict[str, str], ...] = ()
 
 
-def row_setup(fields: Fields, shape: Transformer, gpu: str) -> RowSetup:
-    """Degrees, batch and program of a row. Raises InputError naming the column that is wrong."""
+def row_setup(fields: Fields, shape: Transformer, gpu: str, *, coherent: bool = False) -> RowSetup:
+    """Degrees, batch and program of a row. Raises InputError naming the column that is wrong.
+
+    Args:
+        coherent: the device's link to the host's memory is fast enough to keep activations there.
+    """
     precision = _precision(fields, gpu)
     software = _software(fields, gpu, precision)
     if (
@@ -83,8 +95,54 @@ def row_setup(fields: Fields, shape: Transformer, gpu: str) -> RowSetup:
         flash=flash,
         packed=_packed(fields),
         frozen=fields.text("task").lower() == "lora",
+        parked=_parked(fields, shape),
+        host_optimizer=_host_optimizer(fields),
     )
-    return RowSetup(configuration, tp * pp * cp * dp, precision, software)
+    return RowSetup(
+        configuration,
+        tp * pp * cp * dp,
+        precision,
+        software,
+        _alternatives(fields, shape, recompute, degrees, coherent=coherent),
+    )
+
+
+def _alternatives(
+    fields: Fields, shape: Transformer, recompute: Recompute, degrees: Mapping[str, int], *, coherent: bool
+) -> tuple[dict[str, str], ...]:
+    """For blanks, in the order of what they cost: smaller micro-batches, more recomputation (after activations
+    of half and of all layers on a host that is near), and with no degree stated more tensor ranks of a node."""
+    smaller = [{"micro_batch": "1"}] if not fields.text("micro_batch") else []
+    again: list[dict[str, str]] = []
+    if not fields.text("recompute"):
+        again = [{"recompute": r.name.lower()} for r in Recompute if r > recompute]
+        if coherent and fields.number("offload_layers") is None:
+            layers = int(shape.layers)
+            again[-1:-1] = [{"offload_layers": str(n)} for n in (-(-layers // 2), layers)]
+    tensor: list[dict[str, str]] = []
+    if not any(fields.text(name) for name in ("tp", "dp")):
+        room, heads = degrees["dp"], int(shape.heads)
+        tensor = [{"tp": str(t)} for t in (2, 4, 8) if room % t == 0 and heads % t == 0]
+    ways = product([{}, *tensor], [{}, *again], [{}, *smaller])
+    return tuple(t | a | s for t, a, s in ways if t or a or s)
+
+
+def _parked(fields: Fields, shape: Transformer) -> float:
+    """Share of the layers whose activations go to the host: a column, or what the notes say."""
+    layers = fields.number("offload_layers")
+    if layers is None and (match := fields.noted(r"cpu_offloading_num_layers=(\d+)|full cpu offload")):
+        layers = float(match[1] or shape.layers)
+        fields.assume("offload_layers", int(layers), "by the notes")
+    return min((layers or 0.0) / float(shape.layers), 1.0)
+
+
+def _host_optimizer(fields: Fields) -> bool:
+    """Whether the optimizer is the host's: a column, or what the notes say."""
+    stated = fields.flag("offload_optimizer")
+    if stated is None and fields.noted(r"opt(imizer)?[ _-]offload[ =:_-]*(y|true|cpu)|full cpu offload"):
+        fields.assume("offload_optimizer", 1, "by the notes")
+        return True
+    return bool(stated)
 
 
 def _precision(fields: Fields, gpu: str) -> str:
@@ -116,8 +174,13 @@ def _software(fields: Fields, gpu: str, precision: str) -> Software:
         name = "megatron-core"
     if plain and (name == "megatron-core" or precision == "bf16"):
         name = "megatron-core-plain"
+    found = SOFTWARE[name]
+    if re.search(r"composer|llm-foundry", text):  # a loss of 16 bits; metrics go over the logits once more
+        found = replace(found, logit_bytes=4)
+    if re.search(r"megatron-(lm|core)", text) and precision != "fp16" and "nemo" not in text:
+        found = replace(found, main_gradients=True, logit_bytes=max(found.logit_bytes, 6))  # its defaults
     return replace(
-        SOFTWARE[name],
+        found,
         overlap_ep=fields.noted(r"moe_a2a_overlap") is not None,
         deduplicated=fields.noted(r"moe_dispatcher=\w*ep\b|token-dispatcher-type=flex") is not None,
         routed_in_graph=fields.noted(r"cuda_graph=(full_iteration|.*moe_)") is not None,

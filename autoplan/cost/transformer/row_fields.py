@@ -16,13 +16,19 @@ LARGEST = 1e9  # no dimension, degree or batch is above; keeps products of them 
 
 
 class Fields:
-    """Typed access to a row; ``assumed`` gathers what had to be taken as usual."""
+    """Typed access to a row; ``assumed`` gathers what had to be taken as usual.
 
-    def __init__(self, row: Mapping[str, Any]) -> None:
+    ``chosen`` fills blanks with what lets the row fit.
+    """
+
+    def __init__(self, row: Mapping[str, Any], chosen: Mapping[str, str] | None = None) -> None:
         self._row = {
             k.strip(): ("" if v is None else str(v)).strip() for k, v in row.items() if isinstance(k, str)
         }
         self.assumed: list[str] = []
+        for name, value in (chosen or {}).items():
+            self._row[name] = value
+            self.assume(name, value, "to fit")
 
     def text(self, name: str) -> str:
         return self._row.get(name, "")

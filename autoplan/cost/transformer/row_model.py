@@ -5,9 +5,9 @@ from __future__ import annotations
 import re
 from dataclasses import replace
 
-from autoplan.cost.transformer.families import DEEPSEEK_V3, Family, family_of
+from autoplan.cost.transformer.families import DEEPSEEK_V3, Family, family_of, hybrid_of_layers
 from autoplan.cost.transformer.row_fields import Fields
-from autoplan.cost.transformer.shape import Transformer
+from autoplan.cost.transformer.shape import Hybrid, Transformer
 from autoplan.graph.sources.sizes import ALIASES, SIZES, DecoderConfig
 
 __all__ = ["row_model", "shape_of_size"]
@@ -51,13 +51,13 @@ def row_model(fields: Fields) -> Transformer:
         tied=family.tied,
         vectors=vectors,
         positions=(fields.count("seq_len") or 0) if family.learned else 0,
+        hybrid=_hybrid(fields, family, layers),
+        clamped=family.clamped,
     )
     if experts > 1:
         shape = _mixture(shape, fields, family, experts, ffn)
     if gated is None:
         shape = _gated_by_count(shape, fields)
-    if family.hybrid:
-        fields.assume("layers", "attention and MLP in each", "its state-space layers are priced so")
     _compare_parameters(shape, fields)
     return shape
 
@@ -128,6 +128,21 @@ def _mixture(shape: Transformer, fields: Fields, family: Family, experts: int, f
         dense_layers=min(dense, shape.layers),
         ffn=dense_ffn,
     )
+
+
+def _hybrid(fields: Fields, family: Family, layers: int) -> Hybrid | None:
+    """Mixers as the notes count or spell them (M state-space, * attention, others MLP); else as the family's."""
+    if family.hybrid is None:
+        return None
+    if match := fields.noted(r"(\d+) mamba, (\d+) mlp, (\d+) attn"):
+        ssm, mlp, attention = (int(n) for n in match.groups())
+    elif match := fields.noted(rf"\b(?-i:[ME*-]{{{layers}}})"):
+        attention, ssm = match[0].count("*"), match[0].count("M")
+        mlp = layers - attention - ssm
+    else:
+        fields.assume("layers of each kind", "as published for the family")
+        return family.hybrid
+    return hybrid_of_layers(family.hybrid, attention, mlp, ssm)
 
 
 def _gated_by_count(shape: Transformer, fields: Fields) -> Transformer:

@@ -38,9 +38,13 @@ def layer_saved_bytes(
     recompute = np.asarray(c.recompute)
     kept = whole_layer_bytes(shape, c, formats, software, mixture=mixture)
     cheap = _input_bytes(formats) * (2 * rows + _inner_elements(shape, c, mixture=mixture))
+    if shape.hybrid is not None:
+        cheap = cheap - _input_bytes(formats) * (
+            rows + (1 - shape.mlp_share) * _inner_elements(shape, c, mixture=mixture)
+        )
     if shape.mla is not None:
         cheap = cheap + _attention_bytes(shape, c)
-    some = kept - np.where(c.flash, cheap, _scores_bytes(shape, c, software))
+    some = kept - np.where(c.flash, cheap, shape.attention_share * _scores_bytes(shape, c, software))
     if software.recomputes_memory_bound:
         some = 2.0 * rows
     full = recompute == Recompute.FULL
@@ -54,6 +58,8 @@ def whole_layer_bytes(
     drop = 2 if software.dropout else 0
     rows = c.tokens * shape.hidden / c.sequence_cut
     each = _input_bytes(formats)
+    if shape.hybrid is not None:
+        return _hybrid_bytes(shape, c, formats, software, mixture=mixture)
     total = (4 + 2 * each + drop) * rows + _attention_bytes(shape, c) + _scores_bytes(shape, c, software)
     inner = _inner_elements(shape, c, mixture=mixture)
     gate = 1 + np.asarray(shape.gated, dtype=float)
@@ -62,6 +68,28 @@ def whole_layer_bytes(
         return total
     copies = c.tokens / c.tp * shape.experts_per_token * c.etp
     return total + each * copies * shape.hidden + 12 * c.tokens / c.sequence_cut * shape.experts
+
+
+def _hybrid_bytes(
+    shape: Transformer, c: Configuration, formats: Formats, software: Software, *, mixture: bool
+) -> Any:
+    """Of the average layer: one norm, and its mixer. A state-space mixer keeps what its projection makes,
+    what its convolution makes of it, its output and that normed, and a state in 32 bit for each chunk."""
+    hybrid, each = shape.hybrid, _input_bytes(formats)
+    assert hybrid is not None
+    rows = c.tokens * shape.hidden / c.sequence_cut
+    drop = 1 if software.dropout else 0
+    attention = _attention_bytes(shape, c) + _scores_bytes(shape, c, software)
+    mixed = (
+        2 * hybrid.columns + 2 * (hybrid.width + 2 * hybrid.groups * hybrid.state) + (2 + each) * hybrid.width
+    )
+    mixed = (mixed + 4 * hybrid.width * hybrid.state / hybrid.chunk) * c.tokens / c.tp
+    gate = 1 + np.asarray(shape.gated, dtype=float)
+    inner = (2 * gate + each) * _inner_elements(shape, c, mixture=mixture)
+    if mixture:
+        copies = c.tokens / c.tp * shape.experts_per_token * c.etp
+        inner = inner + each * copies * shape.hidden + 12 * c.tokens / c.sequence_cut * shape.experts
+    return (2 + each + drop) * rows + hybrid.attention * attention + hybrid.mlp * inner + hybrid.ssm * mixed
 
 
 def _input_bytes(formats: Formats) -> float:

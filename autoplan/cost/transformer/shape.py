@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["Latent", "Transformer"]
+__all__ = ["Hybrid", "Latent", "Transformer"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +36,43 @@ class Latent:
 
 
 @dataclass(frozen=True, slots=True)
+class Hybrid:
+    """Layers of one mixer each: attention, an MLP (or experts), or a state-space mixer (Mamba-2, Dao and Gu,
+    2024, arXiv:2405.21060).
+
+    Args:
+        attention, mlp, ssm: shares of the layers; they add up to 1.
+        heads, head_size: of the state-space mixer; their product is its inner width.
+        groups, state: groups that share input and output maps, and the size of a head's state.
+        chunk: tokens that are mixed by products at a time.
+    """
+
+    attention: float
+    mlp: float
+    ssm: float
+    heads: int
+    head_size: int
+    groups: int
+    state: int
+    chunk: int = 128
+
+    @property
+    def width(self) -> int:
+        return self.heads * self.head_size
+
+    @property
+    def columns(self) -> int:
+        """Of the projection that makes gates, inputs, the maps of the groups, and step sizes."""
+        return 2 * self.width + 2 * self.groups * self.state + self.heads
+
+    @property
+    def flops_per_token(self) -> float:
+        """Forward, of the mixing itself: within a chunk (half of it causal), and through the states."""
+        inside = self.chunk * (self.groups * self.state + self.width)
+        return inside + 4 * self.width * self.state
+
+
+@dataclass(frozen=True, slots=True)
 class Transformer:
     """Dimensions of the model; see the module for the letters.
 
@@ -52,6 +89,9 @@ class Transformer:
         shared_ffn: width of the experts that every token visits, together.
         dense_layers: layers at the start without experts.
         mla: latent attention; None for ordinary heads.
+        hybrid: layers have one mixer each; None where each has attention and an MLP. Properties of one
+            layer are then those of the average layer.
+        clamped: gates are clamped and experts have biases, in kernels of their own (gpt-oss).
     """
 
     layers: Any
@@ -72,6 +112,18 @@ class Transformer:
     shared_ffn: Any = 0
     dense_layers: Any = 0
     mla: Latent | None = None
+    hybrid: Hybrid | None = None
+    clamped: Any = False
+
+    @property
+    def mlp_share(self) -> float:
+        """Layers that have an MLP or experts, over all."""
+        return 1.0 if self.hybrid is None else self.hybrid.mlp
+
+    @property
+    def attention_share(self) -> float:
+        """Layers that have attention, over all."""
+        return 1.0 if self.hybrid is None else self.hybrid.attention
 
     @property
     def matrices(self) -> Any:
@@ -80,8 +132,12 @@ class Transformer:
 
     @property
     def attention_parameters(self) -> Any:
-        """Matrix elements of one layer's attention."""
+        """Matrix elements of one layer's attention, or of the average layer's mixers that are no MLP."""
         h, a = self.hidden, self.heads
+        if self.hybrid is not None:
+            ordinary = h * self.head_size * (2 * a + 2 * self.key_heads)
+            mixer = h * (self.hybrid.columns + self.hybrid.width)
+            return self.hybrid.attention * ordinary + self.hybrid.ssm * mixer
         if self.mla is None:
             return h * self.head_size * (2 * a + 2 * self.key_heads)
         m = self.mla
@@ -93,17 +149,17 @@ class Transformer:
     @property
     def mlp_parameters(self) -> Any:
         """Matrix elements of a dense MLP."""
-        return self.matrices * self.hidden * self.ffn
+        return self.mlp_share * self.matrices * self.hidden * self.ffn
 
     @property
     def expert_parameters(self) -> Any:
         """Matrix elements of all routed experts of a layer."""
-        return self.experts * self.matrices * self.hidden * self.expert_ffn
+        return self.mlp_share * self.experts * self.matrices * self.hidden * self.expert_ffn
 
     @property
     def common_parameters(self) -> Any:
         """Matrix elements of a mixture layer beside its experts: the router and shared experts."""
-        return self.hidden * self.experts + self.matrices * self.hidden * self.shared_ffn
+        return self.mlp_share * self.hidden * (self.experts + self.matrices * self.shared_ffn)
 
     @property
     def vector_parameters(self) -> Any:
@@ -139,9 +195,13 @@ class Transformer:
         mixture = self.mixture_layers
         met = self.layers * self.attention_parameters + (self.layers - mixture) * self.mlp_parameters
         if self.moe:
-            active = self.experts_per_token * self.matrices * self.hidden * self.expert_ffn
+            active = self.mlp_share * self.experts_per_token * self.matrices * self.hidden * self.expert_ffn
             met = met + mixture * (active + self.common_parameters)
-        scores = self.layers * self.attention_width * 2 * seq * (2 if full_attention else 1)
+        scores = (
+            self.layers * self.attention_share * self.attention_width * 2 * seq * (2 if full_attention else 1)
+        )
+        if self.hybrid is not None:
+            scores = scores + self.layers * self.hybrid.ssm * self.hybrid.flops_per_token
         return 2 * (met + self.embedding_parameters) + scores
 
     @property

@@ -33,10 +33,12 @@ class Software:
         attention: speed of its fused attention over the best that the device has; ``attention_hopper`` the
             same on Hopper and later, whose multipliers older kernels cannot keep busy.
         gradient_bytes: of an element as it travels.
-        logit_bytes: of one logit and what the loss keeps beside it: 16 bits and 32 bits, and where its
-            exponentials have a place of their own 32 bits more.
+        logit_bytes: of one logit and what the loss keeps beside it: 16 bits and 32 bits; where it is one
+            kernel, 16 bits and their gradient; in old programs also 32 bits of a copy and of exponentials.
         main_gradients: gradients add up in 32 bit.
         partition_gradients: ZeRO copies its share of the gradients to 32 bit before the step (DeepSpeed).
+        live_parameters: elements that ZeRO-3 keeps gathered at most, unless one matrix is larger
+            (DeepSpeed's ``stage3_max_live_parameters``); otherwise two layers are.
     """
 
     name: str
@@ -56,20 +58,22 @@ class Software:
     logit_bytes: int = 6
     main_gradients: bool = True
     partition_gradients: bool = False
+    live_parameters: float = float("inf")
 
 
 SOFTWARE: dict[str, Software] = {
     s.name: s
     for s in (
         # Megatron-LM as of SC21: 1F1B with synchronous sends, one all-reduce of 32-bit gradients at the end.
-        Software("megatron", dropout=True, gradient_bytes=4, logit_bytes=10),
+        Software("megatron", dropout=True, gradient_bytes=4, logit_bytes=14),
         # Megatron-DeepSpeed: the same layers; gradients stay in 16 bit with fp16.
         Software(
             "megatron-deepspeed",
             dropout=True,
-            logit_bytes=10,
+            logit_bytes=14,
             main_gradients=False,
             partition_gradients=True,
+            live_parameters=1e9,
         ),
         # Megatron-Core, NeMo and Megatron-Bridge recipes: everything overlaps, whole layers are graphs,
         # gradients are reduced and kept in 16 bit.
@@ -80,6 +84,7 @@ SOFTWARE: dict[str, Software] = {
             overlap_dp=True,
             overlap_pp=True,
             fused_loss=True,
+            logit_bytes=4,
             main_gradients=False,
         ),
         # The same without any overlap, as tests of single features run it.

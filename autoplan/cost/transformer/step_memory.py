@@ -197,17 +197,25 @@ def _stage(
     if software.partition_gradients and not formats.scaled:
         gradient = 6.0  # DeepSpeed's BF16_Optimizer adds 16-bit gradients up in 32 bit, whole on each rank
     trains = np.where(c.frozen, 0.0, 1.0)
+    resident = np.where(c.host_optimizer, 0.0, trains)
     state = 3 * 4.0 if formats.master_bytes else 2 * 4.0
-    state = state + np.where((zero >= 1) & software.partition_gradients, 4.0, 0.0)
+    if (
+        software.partition_gradients
+    ):  # ZeRO-3 keeps its 16-bit share; gradients in 32 bit come after activations
+        state = state + np.where(zero == 3, formats.parameter_bytes, np.where(zero >= 1, 4.0, 0.0))
     wide = formats.parameter_bytes
     sharded = zero == 3
     whole, workspace = _activations(shape, c, formats, software, layers, dense, flying, entry)
+    # Layers run again when the logits are gone: the larger of the two counts.
+    workspace = np.maximum(workspace - logits, 0.0)
+    # With the optimizer on the host, gradients leave as they are made; only those of ZeRO 0 and 1 add up here.
+    held = np.where(zero >= 2, resident * shared, trains * kept)
     owners = {
         "parameters": np.where(sharded, 0.0 if formats.master_bytes else wide * shared, wide * kept),
-        "gradients": trains * gradient * np.where(zero >= 2, shared, kept),
-        "optimizer": np.where(trains > 0, state * np.where(zero >= 1, shared, kept), 0.0)
-        + np.where((trains == 0) & sharded, wide * shared, 0.0),
-        "gathered": np.where(sharded, 2 * wide * _layer_elements(shape, c), 0.0),
+        "gradients": gradient * held,
+        "optimizer": resident * state * np.where(zero >= 1, shared, kept)
+        + np.where((resident == 0) & sharded, wide * shared, 0.0),
+        "gathered": np.where(sharded, wide * _gathered_elements(shape, c, software), 0.0),
         "activations": whole,
         "logits": logits + 0.0 * whole,
         "workspace": workspace + trains * 4.0 * _largest_weight(shape, c, embedding),
@@ -235,15 +243,21 @@ def _activations(
         total = total + (layers - dense) * layer_saved_bytes(shape, c, formats, software, mixture=True)
         again = whole_layer_bytes(shape, c, formats, software, mixture=True)
     rerun = np.where(np.asarray(c.recompute) == Recompute.FULL, again, 0.0)
-    return flying * (total + entry), rerun
+    here = total * (1 - np.asarray(c.parked))
+    on_its_way = np.where(
+        np.asarray(c.parked) > 0, np.minimum(total / np.maximum(layers, 1), total - here), 0.0
+    )
+    return flying * (here + entry) + on_its_way, rerun
 
 
-def _layer_elements(shape: Transformer, c: Configuration) -> Any:
-    """Elements of one layer that ZeRO-3 gathers at a time."""
+def _gathered_elements(shape: Transformer, c: Configuration, software: Software) -> Any:
+    """Elements that ZeRO-3 holds gathered: two layers, or what the program allows and at least one matrix."""
     each = (shape.attention_parameters + shape.vector_parameters) / c.tp
-    if not shape.moe:
-        return each + shape.mlp_parameters / c.tp
-    return each + shape.common_parameters / c.tp + shape.expert_parameters / (c.ep * c.etp)
+    if shape.moe:
+        each = each + shape.common_parameters / c.tp + shape.expert_parameters / (c.ep * c.etp)
+    else:
+        each = each + shape.mlp_parameters / c.tp
+    return np.minimum(2 * each, np.maximum(software.live_parameters, _largest_weight(shape, c, 0)))
 
 
 def _largest_weight(shape: Transformer, c: Configuration, embedding: Any) -> Any:

@@ -20,7 +20,9 @@ import numpy as np
 from autoplan.cost.transformer.configuration import Configuration
 from autoplan.cost.transformer.formats import Formats
 from autoplan.cost.transformer.group_times import group_time_s
-from autoplan.cost.transformer.layer_works import dense_works, ends_works, mixture_works
+from autoplan.cost.transformer.host_copies import host_step_s, with_parked_activations
+from autoplan.cost.transformer.layer_works import dense_works, ends_works, hybrid_works, mixture_works
+from autoplan.cost.transformer.saved_bytes import layer_saved_bytes
 from autoplan.cost.transformer.shape import Transformer
 from autoplan.cost.transformer.software import Software
 from autoplan.cost.transformer.stages import stage_layers
@@ -100,17 +102,34 @@ def layer_passes(
 ) -> tuple[Passes, Passes | None]:
     """One dense layer, and one with experts where the model has any."""
     t = c.tp
+
+    def parked(layer: Passes, *, mixture: bool) -> Passes:
+        if not np.any(np.asarray(c.parked) > 0):
+            return layer
+        saved = layer_saved_bytes(shape, c, formats, software, mixture=mixture)
+        return with_parked_activations(layer, saved, c, cluster)
+
     attention = (shape.attention_parameters + shape.vector_parameters) / t
-    priced = work_times(dense_works(shape, c, software), c, formats, software, cluster)
+    average = None
+    if shape.hybrid is not None:
+        average = sum(
+            (
+                work_times(works, c, formats, software, cluster) * share
+                for share, works in hybrid_works(shape, c, software)
+            ),
+            Passes(),
+        )
+    priced = average or work_times(dense_works(shape, c, software), c, formats, software, cluster)
     dense = with_sharded_state(
         priced, attention + shape.mlp_parameters / t, 0.0, c, formats, software, cluster
     )
     if not shape.moe:
-        return dense, None
-    priced = work_times(mixture_works(shape, c, software), c, formats, software, cluster)
+        return parked(dense, mixture=False), None
+    priced = average or work_times(mixture_works(shape, c, software), c, formats, software, cluster)
     experts = shape.expert_parameters / (c.ep * c.etp)
     common = attention + shape.common_parameters / t
-    return dense, with_sharded_state(priced, common, experts, c, formats, software, cluster)
+    mixture = with_sharded_state(priced, common, experts, c, formats, software, cluster)
+    return parked(dense, mixture=False), parked(mixture, mixture=True)
 
 
 def end_passes(
@@ -204,4 +223,8 @@ def _optimizer_s(
     each = 28 + formats.parameter_bytes + 4 + (8 if formats.scaled else 0) + (6 if kept == 2 else 0)
     nbytes = elements * each + (dense + experts) * kept
     op_s = cluster.device.eager_op_s or 0.0
-    return np.where(c.frozen, 0.0, cluster.device.memory_time_s(nbytes)) + STEP_OPS * op_s
+    step_s = cluster.device.memory_time_s(nbytes)
+    if np.any(c.host_optimizer):
+        sent = software.gradient_bytes + formats.parameter_bytes
+        step_s = np.where(c.host_optimizer, host_step_s(elements, each, sent, cluster), step_s)
+    return np.where(c.frozen, 0.0, step_s) + STEP_OPS * op_s
