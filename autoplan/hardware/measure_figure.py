@@ -10,7 +10,7 @@ from dataclasses import dataclass
 __all__ = ["NOISY", "Figure", "figure_of", "rounded"]
 
 NOISY = 0.2  # a spread above this marks a figure as noisy
-LEAST_SPREAD = 0.04  # between processes, whose memory lies elsewhere; benchmarks/profile_accuracy.py
+LEAST_SPREAD = 0.08  # between processes, whose memory lies elsewhere; benchmarks/profile_accuracy.py
 
 # Two-sided 95 % points of Student's t, by degrees of freedom.
 _STUDENT = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306, 9: 2.262}
