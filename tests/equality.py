@@ -12,13 +12,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import autoplan
-from autoplan.graph.axes import strategies, value_layouts
+from autoplan.graph.axes import sequence_strategies, strategies, value_layouts
+from autoplan.graph.cut import cut_graph
 from autoplan.graph.ir import Block, ModelGraph
 from autoplan.graph.layout import Layout
 from autoplan.graph.sources.builtin import build_decoder
 from autoplan.graph.sources.sizes import DecoderConfig
 from autoplan.graph.trace import trace
+from autoplan.hardware import Cluster
 from autoplan.plan import Plan, Precision, Schedule, StagePlan
+from autoplan.search.sequence_choice import sequence_choices
 
 SEQ, VOCAB = 16, 64
 
@@ -122,12 +125,16 @@ def make_batch(name: str, samples: int, step: int) -> dict[str, Tensor]:
 
 @dataclass(frozen=True)
 class Case:
-    """One plan to check. ``seed`` draws a random legal strategy for every op and layout for every parameter."""
+    """One plan to check. ``seed`` draws a random legal strategy for every op and layout for every parameter.
+
+    ``cp_attention`` takes on cp what the search would, with attention cut by ``rows`` or by ``heads``.
+    """
 
     model: str = "gpt"
     pp: int = 1
     dp: int = 1
     fsdp: int = 1
+    cp: int = 1
     tp: int = 1
     zero: int = 0
     micro_batch: int = 1
@@ -135,6 +142,8 @@ class Case:
     recompute: str = "none"
     dtype: str = "fp64"
     boundary: str = "R"
+    cp_boundary: str = "S(1)"
+    cp_attention: str = ""
     seed: int = 0
     schedule: str = "1f1b"
     vpp: int = 1
@@ -149,9 +158,26 @@ def random_layouts(block: Block, degree: int, rng: random.Random) -> dict[str, s
     return chosen | {name: str(rng.choice(value_layouts(block, name, degree))) for name in block.parameters}
 
 
+def random_cp_layouts(block: Block, degree: int, rng: random.Random) -> dict[str, str]:
+    return {op.name: rng.choice(sequence_strategies(block, op, degree)).name for op in block.ops}
+
+
+def searched_cp_layouts(graph: ModelGraph, case: Case) -> dict[str, dict[str, str]]:
+    for layouts in sequence_choices(graph, case.cp, case.tp, Cluster.of("h100-sxm", gpus=8)):
+        rows = any(strategy == "cut q" for names in layouts.values() for strategy in names.values())
+        if rows == (case.cp_attention == "rows"):
+            return layouts
+    raise AssertionError(f"the search has no way to cut attention by {case.cp_attention}")
+
+
 def plan_for(graph: ModelGraph, case: Case) -> Plan:
     rng = random.Random(case.seed)
-    layouts = {}
+    layouts, cp_layouts = {}, {}
+    if case.cp > 1:
+        cp_layouts = {k: random_cp_layouts(b, case.cp, rng) for k, b in sorted(graph.kinds.items())}
+        if case.cp_attention:
+            cp_layouts = searched_cp_layouts(graph, case)
+        graph = cut_graph(graph, cp_layouts, Layout.parse(case.cp_boundary), case.cp)
     if case.tp > 1:
         layouts = {kind: random_layouts(block, case.tp, rng) for kind, block in sorted(graph.kinds.items())}
         for group in graph.tied:  # one tensor has one layout
@@ -170,9 +196,10 @@ def plan_for(graph: ModelGraph, case: Case) -> Plan:
         stages.append(StagePlan(units=units, recompute=tuple(again)))
     return Plan(
         model=graph.name, fingerprint=graph.fingerprint, global_batch=case.global_batch, precision=Precision(case.dtype),
-        pp=case.pp, dp=case.dp, fsdp=case.fsdp, tp=case.tp, micro_batch=case.micro_batch,
+        pp=case.pp, dp=case.dp, fsdp=case.fsdp, cp=case.cp, tp=case.tp, micro_batch=case.micro_batch,
         num_micro_batches=case.num_micro_batches, zero=case.zero, stages=tuple(stages),
         boundary=str(Layout.parse(case.boundary)), layouts=layouts, vpp=case.vpp, schedule=Schedule(case.schedule),
+        cp_boundary=case.cp_boundary if case.cp > 1 else "R", cp_layouts=cp_layouts,
     )  # fmt: skip
 
 

@@ -10,8 +10,7 @@ from msgspec.structs import replace
 from test_cost_toys import RS, R, toy_cluster, toy_graph, toy_layer, toy_strategies
 
 from autoplan.cost import Degrees, price
-from autoplan.cost.boundary import boundary_layout
-from autoplan.cost.compute import cut_gemm, op_times
+from autoplan.cost.compute import op_times
 from autoplan.cost.convert import conversion_times
 from autoplan.cost.crossing import crossing_bytes
 from autoplan.cost.flops import model_flops
@@ -19,6 +18,7 @@ from autoplan.cost.memory import StateRates, in_flight
 from autoplan.cost.state_traffic import exposed_s, state_traffic
 from autoplan.cost.unit import UnitCost, unit_cost
 from autoplan.errors import PlanError
+from autoplan.graph.boundary import boundary_layout
 from autoplan.graph.ir import Block, Gemm, Op, Origin, Value
 from autoplan.graph.layout import PARTIAL, Layout, shard
 from autoplan.graph.strategy import Strategy
@@ -52,9 +52,9 @@ def test_a_memory_bound_op_costs_its_bytes() -> None:
 
 
 def test_cutting_a_product() -> None:
-    assert cut_gemm(Gemm(8, 4, 4, 4), None, 4) == Gemm(2, 4, 4, 4)
-    assert cut_gemm(Gemm(1, 8, 4, 4), None, 4) == Gemm(1, 2, 4, 4)
-    assert cut_gemm(Gemm(1, 8, 4, 8), "k", 4) == Gemm(1, 8, 4, 2)
+    assert Gemm(8, 4, 4, 4).cut(None, 4) == Gemm(2, 4, 4, 4)
+    assert Gemm(1, 8, 4, 4).cut(None, 4) == Gemm(1, 2, 4, 4)
+    assert Gemm(1, 8, 4, 8).cut("k", 4) == Gemm(1, 8, 4, 2)
 
 
 def test_megatrons_f_and_g_are_one_all_reduce_each() -> None:

@@ -30,7 +30,8 @@ def test_a_consistent_plan_passes(plan: Plan) -> None:
     [
         ({"tp": 0}, "tp", "an integer of at least 1"),
         ({"micro_batch": -1}, "micro_batch", "an integer of at least 1"),
-        ({"cp": 2}, "cp", "1, the only degree that this version runs"),
+        ({"cp_boundary": "S(x)"}, "cp_boundary", "S(dim)"),
+        ({"cp_layouts": {"block": {"linear": "split"}}}, "cp_layouts.block.linear", "R, R*, P"),
         ({"ep": 8}, "ep", "1, the only degree that this version runs"),
         ({"vpp": 2}, "vpp", "1, the stages that each rank holds under 1f1b"),
         ({"vpp": 3, "schedule": Schedule.ZBV}, "vpp", "2, the stages that each rank holds under zbv"),

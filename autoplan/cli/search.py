@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 __all__ = ["add_parser", "run"]
 
 _OPTIMIZER_STATES = {"adamw": 2, "sgd": 0}
-_PINS = ("tp", "pp", "dp", "fsdp", "micro_batch")
+_PINS = ("tp", "cp", "pp", "dp", "fsdp", "micro_batch")
 
 _EPILOG = """\
 examples:
@@ -140,6 +140,7 @@ def _add_pins(parser: argparse.ArgumentParser) -> None:
     pins = parser.add_argument_group("decisions to hold fixed", "The search completes the rest around them.")
     for name, meaning in (
         ("tp", "GPUs that share each op (tensor parallel)"),
+        ("cp", "GPUs that share each sequence (context parallel)"),
         ("pp", "pipeline stages"),
         ("dp", "whole copies of the training state (data parallel)"),
         ("fsdp", "GPUs that shard one copy of it"),

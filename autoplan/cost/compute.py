@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING
 
 from autoplan.cost.times import Times
 from autoplan.graph.ir import Gemm, OpKind
+from autoplan.graph.strategy import GATHERED_ATTENTION
 from autoplan.graph.weight_halves import halved_product
 
 if TYPE_CHECKING:
@@ -28,11 +29,17 @@ if TYPE_CHECKING:
     from autoplan.graph.strategy import Strategy
     from autoplan.hardware import Cluster
 
-__all__ = ["cut_gemm", "cuts_experts", "op_times", "product_of", "weight_half_s"]
+__all__ = ["cuts_experts", "op_times", "product_of", "weight_half_s"]
 
 
-def op_times(block: Block, op: Op, strategy: Strategy, degree: int, cluster: Cluster) -> Times:
-    """Seconds of ``op`` on one of ``degree`` tp ranks, with what its kernel sends by itself."""
+def op_times(
+    block: Block, op: Op, strategy: Strategy, degree: int, cluster: Cluster, stride: int = 1
+) -> Times:
+    """Seconds of ``op`` on one of ``degree`` ranks ``stride`` apart, with what its kernel sends by itself.
+
+    What the op sends on an axis that has cut its block before (``Op.sends``) goes between ranks ``degree`` apart:
+    that axis lies just outside this one.
+    """
     cut = degree if strategy.share else 1
     gemm = product_of(block, op)
     if gemm is None:
@@ -46,14 +53,16 @@ def op_times(block: Block, op: Op, strategy: Strategy, degree: int, cluster: Clu
         computed = Times(
             max(computed.forward_s, touched.forward_s), max(computed.backward_s, touched.backward_s)
         )
-    return computed + _internal_times(strategy, degree, cluster)
+    return (
+        computed + _internal_times(strategy, degree, cluster, stride) + _sent_times(op, cut, degree, cluster)
+    )
 
 
 def weight_half_s(block: Block, op: Op, strategy: Strategy, degree: int, cluster: Cluster) -> float:
     """Of the backward of ``op``, the seconds of the product dW where that can run apart; otherwise 0."""
     if op.gemm is None or halved_product(block, op) is None:
         return 0.0
-    size = cut_gemm(op.gemm, strategy.gemm_axis, degree if strategy.share else 1)
+    size = op.gemm.cut(strategy.gemm_axis, degree if strategy.share else 1)
     return cluster.device.gemm_time_s((size.batch, size.k, size.n, size.m), block.values[op.output].dtype)
 
 
@@ -67,15 +76,6 @@ def product_of(block: Block, op: Op) -> Gemm | None:
     return Gemm(1, m, n, max(round(op.flops_forward / (2 * m * n)), 1))
 
 
-def cut_gemm(gemm: Gemm, axis: str | None, cut: int) -> Gemm:
-    """``gemm`` with ``axis`` made ``cut`` times smaller; without an axis, the batch or else m."""
-    if cut == 1:
-        return gemm
-    if axis is None:
-        axis = "batch" if gemm.batch % cut == 0 else "m"
-    return replace(gemm, **{axis: max(getattr(gemm, axis) // cut, 1)})
-
-
 def cuts_experts(op: Op, strategy: Strategy) -> bool:
     """True if each rank multiplies the rows of its own experts: the busiest rank then sets the pace."""
     return op.routing is not None and strategy.share and strategy.gemm_axis == "batch"
@@ -83,7 +83,7 @@ def cuts_experts(op: Op, strategy: Strategy) -> bool:
 
 def _gemm_times(block: Block, op: Op, gemm: Gemm, strategy: Strategy, cut: int, cluster: Cluster) -> Times:
     dtype = block.values[op.output].dtype
-    size = cut_gemm(gemm, strategy.gemm_axis, cut)
+    size = gemm.cut(strategy.gemm_axis, cut)
     if cuts_experts(op, strategy) and op.routing is not None:
         size = replace(size, m=math.ceil(size.m * op.routing.load(gemm.batch, cut)))
     b, m, n, k = size.batch, size.m, size.n, size.k
@@ -101,8 +101,8 @@ def _attention_times(
     block: Block, op: Op, gemm: Gemm, strategy: Strategy, cut: int, cluster: Cluster
 ) -> Times:
     dtype = block.values[op.output].dtype
-    size = cut_gemm(gemm, strategy.gemm_axis, cut)
-    sizes = (size.batch, size.m, size.n, size.k, dtype, op.causal)
+    size = gemm.cut(strategy.gemm_axis, cut)
+    sizes = (size.batch, size.m, size.n, size.k, dtype, op.causal and strategy.kernel != GATHERED_ATTENTION)
     backward = cluster.device.attention_time_s(*sizes, backward=True) if op.flops_backward else 0.0
     return Times(cluster.device.attention_time_s(*sizes), backward)
 
@@ -115,10 +115,21 @@ def _memory_times(op: Op, cut: int, cluster: Cluster) -> Times:
     )
 
 
-def _internal_times(strategy: Strategy, degree: int, cluster: Cluster) -> Times:
+def _sent_times(op: Op, cut: int, stride: int, cluster: Cluster) -> Times:
+    forward = backward = 0.0
+    for send in op.sends:
+        seconds = cluster.collective_time_s(send.kind, send.nbytes / cut, send.ranks, stride=stride)
+        if send.phase == "forward":
+            forward += seconds
+        else:
+            backward += seconds
+    return Times(0.0, 0.0, forward, backward, forward + backward)
+
+
+def _internal_times(strategy: Strategy, degree: int, cluster: Cluster, stride: int) -> Times:
     forward = backward = 0.0
     for send in strategy.internal:
-        seconds = cluster.collective_time_s(send.kind, send.nbytes, degree)
+        seconds = cluster.collective_time_s(send.kind, send.nbytes, degree, stride=stride)
         if send.phase == "forward":
             forward += seconds
         else:

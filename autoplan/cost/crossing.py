@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from autoplan.cost.boundary import boundary_layout
 from autoplan.cost.convert import local_bytes
+from autoplan.graph.boundary import boundary_layout
 
 if TYPE_CHECKING:
     from autoplan.graph.ir import ModelGraph, Value

@@ -57,14 +57,19 @@ class Degrees:
         return self.dp * self.fsdp
 
     @property
-    def fsdp_stride(self) -> int:
-        """Distance between neighbours of an fsdp group; ranks are numbered with tp innermost."""
-        return self.tp * self.cp
+    def shard_ranks(self) -> int:
+        """How many ranks share one copy of the training state; they are ``tp`` apart."""
+        return self.fsdp * self.cp if self.zero else 1
 
     @property
-    def dp_stride(self) -> int:
-        return self.fsdp_stride * self.fsdp
+    def replicas(self) -> int:
+        """How many copies of the training state a stage's data and cp axes hold; they are ``replica_stride`` apart."""
+        return self.data_ranks * self.cp // self.shard_ranks
+
+    @property
+    def replica_stride(self) -> int:
+        return self.tp * self.shard_ranks
 
     @property
     def pp_stride(self) -> int:
-        return self.dp_stride * self.dp
+        return self.tp * self.cp * self.data_ranks

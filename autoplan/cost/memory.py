@@ -94,8 +94,8 @@ class StateRates:
     @classmethod
     def of(cls, degrees: Degrees, job: Job) -> StateRates:
         full, compute = float(job.precision.master_bytes), float(job.precision.compute_bytes)
-        master = full / degrees.fsdp if degrees.zero else full
-        wrapped = compute != full or degrees.data_ranks > 1
+        master = full / degrees.shard_ranks
+        wrapped = compute != full or degrees.data_ranks * degrees.cp > 1
         return cls(
             master=master,
             optimizer=master * job.optimizer_states,

@@ -34,7 +34,7 @@ def price(
 
     Raises PlanError if the plan is for another model, batch, world size or micro-batch.
     """
-    costs, sent = _unit_prices(graph, plan, job, cluster, strategies_of)
+    graph, costs, sent = _unit_prices(graph, plan, job, cluster, strategies_of)
     return step_estimate(graph, costs, sent, _assignments(graph, plan), Degrees.of(plan), job, cluster)
 
 
@@ -42,15 +42,19 @@ def plan_stages(
     graph: ModelGraph, plan: Plan, job: Job, cluster: Cluster, *, strategies_of: StrategiesOf | None = None
 ) -> list[StagePrice]:
     """The price of each stage of ``plan``; arguments and errors as for ``price``."""
-    costs, sent = _unit_prices(graph, plan, job, cluster, strategies_of)
+    graph, costs, sent = _unit_prices(graph, plan, job, cluster, strategies_of)
     return stage_prices(graph, costs, sent, _assignments(graph, plan), Degrees.of(plan), job, cluster)
 
 
 def _unit_prices(
     graph: ModelGraph, plan: Plan, job: Job, cluster: Cluster, strategies_of: StrategiesOf | None
-) -> tuple[dict[str, UnitCost], Sequence[float]]:
-    """The price of a unit of each kind, and what a cut after each unit sends."""
+) -> tuple[ModelGraph, dict[str, UnitCost], Sequence[float]]:
+    """One cp rank's graph, the price of a unit of each kind, and what a cut after each unit sends."""
     _check(graph, plan, job, cluster)
+    if plan.cp > 1:
+        from autoplan.graph.cut import cut_graph
+
+        graph = cut_graph(graph, plan.cp_layouts, Layout.parse(plan.cp_boundary), plan.cp)
     if strategies_of is None:
         from autoplan.graph.axes import strategies
 
@@ -60,7 +64,7 @@ def _unit_prices(
         kind: unit_cost(block, plan.layouts.get(kind, {}), boundary, plan.tp, cluster, strategies_of)
         for kind, block in graph.kinds.items()
     }
-    return costs, crossing_bytes(graph, boundary, plan.tp)
+    return graph, costs, crossing_bytes(graph, boundary, plan.tp)
 
 
 def _assignments(graph: ModelGraph, plan: Plan) -> list[Assignment]:

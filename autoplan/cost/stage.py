@@ -98,6 +98,6 @@ def optimizer_s(trainable: float, degrees: Degrees, job: Job, cluster: Cluster) 
     """The optimizer's step is bound by memory: it reads the gradient, and reads and writes the
     parameter and each moment. AdamW on fp32 masters touches 28 bytes of each of them (30 with the
     bf16 copy, which FSDP2 writes when it gathers); a fit to vTrain's runs gave 20 to 42."""
-    elements = trainable / degrees.fsdp if degrees.zero else trainable
+    elements = trainable / degrees.shard_ranks
     touched = (3 + 2 * job.optimizer_states) * job.precision.master_bytes
     return cluster.device.memory_time_s(elements * touched) if elements else 0.0

@@ -51,13 +51,13 @@ class StateTraffic:
 def state_traffic(unit: UnitCost, degrees: Degrees, precision: Precision, cluster: Cluster) -> StateTraffic:
     """Seconds that the data axes send for one unit of a stage."""
     gather = scatter = reduce = 0.0
-    if degrees.fsdp > 1:
-        size, stride = degrees.fsdp, degrees.fsdp_stride
+    if degrees.shard_ranks > 1:
+        size, stride = degrees.shard_ranks, degrees.tp
         gather = _sent_s("all_gather", unit.parameters * precision.compute_bytes, size, stride, cluster)
         scatter = _sent_s("reduce_scatter", unit.trainable * precision.master_bytes, size, stride, cluster)
-    if degrees.dp > 1:
-        shard = unit.trainable * precision.master_bytes / degrees.fsdp
-        reduce = _sent_s("all_reduce", shard, degrees.dp, degrees.dp_stride, cluster)
+    if degrees.replicas > 1:
+        shard = unit.trainable * precision.master_bytes / degrees.shard_ranks
+        reduce = _sent_s("all_reduce", shard, degrees.replicas, degrees.replica_stride, cluster)
     match degrees.zero:
         case 0 | 1:
             return StateTraffic(0.0, 0.0, gather, scatter, reduce)

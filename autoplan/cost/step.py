@@ -156,7 +156,7 @@ def _step_parts(stages: Sequence[StagePrice], degrees: Degrees) -> tuple[float, 
     parts = {
         "compute": m * sum(s.times.forward_s + s.times.backward_s for s in busiest),
         "recompute": m * sum(s.recompute_s for s in busiest),
-        "tp_comm": m * sum(s.times.forward_comm_s + s.times.backward_comm_s for s in busiest),
+        "tp_comm": m * sum(s.times.comm_s - s.times.cp_comm_s for s in busiest),
         "pp_comm": max(step_s - unsent_s, 0.0),
         "bubble": 0.0,
         "fsdp_comm": sum(
@@ -165,6 +165,8 @@ def _step_parts(stages: Sequence[StagePrice], degrees: Degrees) -> tuple[float, 
         "dp_comm": sum(s.tail_dp_s + s.tied_s for s in busiest),
         "optimizer": sum(s.optimizer_s for s in busiest),
     }
+    if degrees.cp > 1:
+        parts["cp_comm"] = m * sum(s.times.cp_comm_s for s in busiest)
     idle_s = step_s - sum(parts.values())
     parts["bubble"] = idle_s if idle_s > 1e-9 * step_s else 0.0
     return step_s, parts
@@ -178,6 +180,7 @@ def _estimate(
     parts: dict[str, float],
     stages: tuple[StageEstimate, ...],
 ) -> Estimate:
+    graph = graph.whole or graph
     per_rank = job.global_batch / graph.micro_batch / cluster.world_size / step_s
     peak = cluster.device.peak(job.precision.compute_dtype)
     flops_per_s = model_flops(graph, full_attention=False) * per_rank

@@ -67,7 +67,11 @@ def tied_s(
         homes = sorted(first)
         if len(homes) > 1:
             unit, value = group[0]
-            held = costs[graph.units[index[unit]].kind].sizes[value] * precision.master_bytes / degrees.fsdp
+            held = (
+                costs[graph.units[index[unit]].kind].sizes[value]
+                * precision.master_bytes
+                / degrees.shard_ranks
+            )
             stride = degrees.pp_stride * max(1, (homes[-1] - homes[0]) // (len(homes) - 1))
             for stage in first.values():
                 seconds[stage] += cluster.collective_time_s("all_reduce", held, len(homes), stride=stride)

@@ -9,12 +9,20 @@ __all__ = ["NO_TIME", "Times"]
 
 @dataclass(frozen=True, slots=True)
 class Times:
-    """Seconds of one micro-batch: computing, and waiting for collectives on the tp axis."""
+    """Seconds of one micro-batch: computing, and waiting for collectives on the tp and cp axes.
+
+    ``cp_comm_s`` is that part of both waits which is cp's.
+    """
 
     forward_s: float = 0.0
     backward_s: float = 0.0
     forward_comm_s: float = 0.0
     backward_comm_s: float = 0.0
+    cp_comm_s: float = 0.0
+
+    @property
+    def comm_s(self) -> float:
+        return self.forward_comm_s + self.backward_comm_s
 
     @property
     def total_s(self) -> float:
@@ -26,6 +34,7 @@ class Times:
             self.backward_s + other.backward_s,
             self.forward_comm_s + other.forward_comm_s,
             self.backward_comm_s + other.backward_comm_s,
+            self.cp_comm_s + other.cp_comm_s,
         )
 
 

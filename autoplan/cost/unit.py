@@ -7,11 +7,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from autoplan.cost.boundary import boundary_layout
 from autoplan.cost.compute import cuts_experts, op_times, weight_half_s
 from autoplan.cost.convert import conversion_times, local_bytes
 from autoplan.cost.times import NO_TIME, Times
 from autoplan.errors import PlanError
+from autoplan.graph.boundary import boundary_layout
 from autoplan.graph.ir import Block, Op, Origin
 from autoplan.graph.layout import REPLICATE, Layout
 from autoplan.graph.strategy import Strategy

@@ -10,16 +10,16 @@ distinct block is held once (a *kind*), and ``units`` lists its copies in order.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
     import torch
 
     from autoplan.graph.routing import Routing
 
-__all__ = ["Block", "Gemm", "ModelGraph", "Op", "OpKind", "Origin", "Saved", "Unit", "Value", "Window"]
+__all__ = ["Block", "Gemm", "ModelGraph", "Op", "OpKind", "Origin", "Saved", "Sent", "Unit", "Value", "Window"]
 
 
 class Origin(StrEnum):
@@ -69,6 +69,14 @@ class Gemm:
     def flops(self) -> int:
         return 2 * self.batch * self.m * self.n * self.k
 
+    def cut(self, axis: str | None, ranks: int) -> Gemm:
+        """One rank's part when ``axis`` is cut; without an axis, the batch or else m."""
+        if ranks == 1:
+            return self
+        if axis is None:
+            axis = "batch" if self.batch % ranks == 0 else "m"
+        return replace(self, **{axis: max(getattr(self, axis) // ranks, 1)})
+
 
 @dataclass(frozen=True, slots=True)
 class Window:
@@ -98,11 +106,25 @@ class Saved:
 
 
 @dataclass(frozen=True, slots=True)
+class Sent:
+    """What an op of a block that is cut already (``graph.cut``) sends among the ``ranks`` that cut it.
+
+    ``nbytes`` by the convention of ``layout.conversion``.
+    """
+
+    kind: str
+    nbytes: float
+    phase: Literal["forward", "backward"]
+    ranks: int
+
+
+@dataclass(frozen=True, slots=True)
 class Op:
     """One ATen call of a block. ``inputs`` are its tensor arguments in order, repeats included; ``random`` says
     that it draws random numbers; ``routing`` is there for a product grouped by expert, whose ``gemm`` is one
     product for each expert, and says how evenly rows are assumed to be spread over them; ``window`` tells of a
-    fused attention what its mask lets through, while its FLOPs are those of all query-key pairs."""
+    fused attention what its mask lets through, while its FLOPs are those of all query-key pairs; ``sends`` what it
+    sends on a mesh axis that has cut the block already."""
 
     name: str
     target: str
@@ -120,6 +142,7 @@ class Op:
     random: bool = False
     routing: Routing | None = None
     window: Window | None = None
+    sends: tuple[Sent, ...] = ()
 
 
 @dataclass(slots=True)
@@ -203,7 +226,8 @@ class ModelGraph:
     others (the number of targets not ignored), or is None when every micro-batch weighs the same.
     ``tied`` lists groups of parameters that are one tensor, as (unit name, value name) pairs. ``meetings``
     tells where samples meet before the final mean: such a model's batch must stay whole, on one data rank and
-    in one micro-batch. ``unused`` gives the shapes of the parameters that forward never reads, by name.
+    in one micro-batch. ``unused`` gives the shapes of the parameters that forward never reads, by name. ``whole`` is
+    the graph that this one is a rank's part of (``graph.cut``), or None.
     """
 
     name: str
@@ -218,6 +242,7 @@ class ModelGraph:
     batch_inputs: dict[str, tuple[tuple[int, ...], str]]
     meetings: tuple[str, ...] = ()
     unused: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    whole: ModelGraph | None = None
 
     def count(self, kind: str) -> int:
         """How many units are copies of ``kind``."""

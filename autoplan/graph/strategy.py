@@ -7,7 +7,10 @@ from typing import Literal
 
 from autoplan.graph.layout import Collective, Layout
 
-__all__ = ["InternalCollective", "Strategy"]
+__all__ = ["GATHERED_ATTENTION", "InternalCollective", "Strategy"]
+
+GATHERED_ATTENTION = "gathered_attention"
+"""The kernel of causal attention whose sequence is cut."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,13 +2,12 @@
 
 from autoplan.plan.io import plan_json, plan_schema, read_plan, write_plan
 from autoplan.plan.job import Job
-from autoplan.plan.plan import MESH_AXES, Plan, StagePlan
+from autoplan.plan.plan import Plan, StagePlan
 from autoplan.plan.schedule import SCHEDULE_NEEDS, Schedule, ScheduleNeeds, ranks_of_stages
 from autoplan.plan.validate import validate_plan
 from autoplan.precision import Precision
 
 __all__ = [
-    "MESH_AXES",
     "SCHEDULE_NEEDS",
     "Job",
     "Plan",

@@ -12,8 +12,6 @@ from autoplan.precision import Precision
 
 __all__ = ["Plan", "StagePlan"]
 
-MESH_AXES = ("pp", "dp", "fsdp", "cp", "tp")
-"""Mesh axes from the outermost to the innermost: consecutive ranks differ in tp first."""
 
 
 class StagePlan(msgspec.Struct, frozen=True, kw_only=True):
@@ -31,14 +29,17 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     so HSDP is both above 1 and ``dp · fsdp`` ranks each take their share of the batch:
     ``global_batch = micro_batch · num_micro_batches · dp · fsdp``.
 
-    ``zero`` says what a rank keeps between uses, along ``fsdp``: 0 everything (fsdp is 1), 1 shards of
-    the optimizer state, 2 also of gradients, 3 also of parameters.
+    ``zero`` says what a rank keeps between uses, along ``fsdp`` and ``cp`` together: 0 everything (fsdp is
+    1), 1 shards of the optimizer state, 2 also of gradients, 3 also of parameters. Ranks that differ in cp alone
+    train on the same samples.
 
     ``stages`` are ``pp · vpp``, in the order of the model: with ``vpp`` above 1 a rank holds several, and
     ``stage_ranks`` says which.
 
     ``layouts`` maps a block kind and the name of an op or parameter to the name of its strategy on the
-    tp axis (see ``graph.axes``); ``boundary`` is the layout of what passes between units.
+    tp axis (see ``graph.axes``); ``boundary`` is the layout of what passes between units. ``cp_layouts`` and
+    ``cp_boundary`` are the same for the cp axis, where parameters are whole; it cuts first, so that ``layouts`` are
+    those of one cp rank's graph (``graph.cut``).
     """
 
     format: Literal["autoplan.plan/1"] = "autoplan.plan/1"
@@ -60,6 +61,8 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     stages: tuple[StagePlan, ...]
     boundary: str = "R"
     layouts: dict[str, dict[str, str]] = {}
+    cp_boundary: str = "R"
+    cp_layouts: dict[str, dict[str, str]] = {}
 
     @property
     def world_size(self) -> int:
@@ -74,6 +77,16 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     def stage_ranks(self) -> tuple[int, ...]:
         """The pipeline rank that holds each of ``stages``."""
         return ranks_of_stages(self.schedule, self.pp, self.vpp)
+
+    @property
+    def shard_ranks(self) -> int:
+        """How many ranks share one copy of the training state."""
+        return self.fsdp * self.cp if self.zero else 1
+
+    @property
+    def replicas(self) -> int:
+        """How many copies of the training state the data and cp axes hold."""
+        return self.data_ranks * self.cp // self.shard_ranks
 
     @property
     def recompute(self) -> str:

@@ -18,7 +18,7 @@ __all__ = ["least_micro_batches", "validate_plan"]
 
 _CORRECT = "correct the plan, or search for one with `autoplan search`"
 _COUNTS = ("global_batch", "pp", "dp", "fsdp", "cp", "tp", "ep", "vpp", "micro_batch", "num_micro_batches")
-_NOT_YET = ("cp", "ep")
+_NOT_YET = ("ep",)
 
 
 def validate_plan(plan: Plan) -> None:
@@ -39,13 +39,10 @@ def _check_degrees(plan: Plan) -> None:
             raise PlanError(name, getattr(plan, name), "1, the only degree that this version runs", _CORRECT)
     if plan.zero not in (0, 1, 2, 3):
         raise PlanError("zero", plan.zero, "0, 1, 2 or 3", _CORRECT)
-    if (plan.zero == 0) != (plan.fsdp == 1):
-        expected = (
-            "0, as fsdp is 1 and nothing is sharded"
-            if plan.fsdp == 1
-            else f"1, 2 or 3, as fsdp is {plan.fsdp}"
-        )
-        raise PlanError("zero", plan.zero, expected, _CORRECT)
+    if plan.zero == 0 and plan.fsdp > 1:
+        raise PlanError("zero", plan.zero, f"1, 2 or 3, as fsdp is {plan.fsdp}", _CORRECT)
+    if plan.zero and plan.fsdp * plan.cp == 1:
+        raise PlanError("zero", plan.zero, "0, as fsdp is 1 and nothing is sharded", _CORRECT)
 
 
 def _check_batch(plan: Plan) -> None:
@@ -113,11 +110,15 @@ def _check_recompute(where: str, units: Sequence[str], recompute: Sequence[str])
 
 
 def _check_layouts(plan: Plan) -> None:
-    _check_layout("boundary", plan.boundary)
-    for kind, choices in plan.layouts.items():
-        for name, strategy in choices.items():
-            if not re.fullmatch(r"cut \S+", strategy):
-                _check_layout(f"layouts.{kind}.{name}", strategy)
+    for axis, boundary, layouts in (
+        ("", plan.boundary, plan.layouts),
+        ("cp_", plan.cp_boundary, plan.cp_layouts),
+    ):
+        _check_layout(f"{axis}boundary", boundary)
+        for kind, choices in layouts.items():
+            for name, strategy in choices.items():
+                if not re.fullmatch(r"cut \S+", strategy):
+                    _check_layout(f"{axis}layouts.{kind}.{name}", strategy)
 
 
 def _check_layout(field: str, text: str) -> None:

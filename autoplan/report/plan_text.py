@@ -15,9 +15,15 @@ def plan_text(plan: Plan) -> str:
         f"mesh    {_mesh(plan)}",
         f"batch   {plan.global_batch} = {plan.micro_batch} × {plan.num_micro_batches} micro-batches"
         f" × {plan.data_ranks} data ranks",
-        f"state   ZeRO-{plan.zero} over {plan.fsdp} ranks" if plan.zero else "state   whole on every rank",
+        f"state   ZeRO-{plan.zero} over {plan.shard_ranks} ranks"
+        if plan.zero
+        else "state   whole on every rank",
         *stage_lines(plan),
     ]
+    if plan.cp > 1:
+        lines.append(f"cp layout between units: {plan.cp_boundary}")
+        for kind, choices in sorted(plan.cp_layouts.items()):
+            lines += [f"cp layouts of {kind}", *_choices(choices)]
     if plan.tp > 1:
         lines.append(f"layout between units: {plan.boundary}")
         for kind, choices in sorted(plan.layouts.items()):

@@ -30,6 +30,7 @@ def decision_reasons(best: Candidate, runners_up: Sequence[Candidate], cluster: 
         "pp": _pipeline(best, cluster),
         "dp": _replicas(plan, cluster),
         "fsdp": _sharding(plan, cluster),
+        "cp": _sequence(best, runners_up, cluster),
         "tp": _tensor(plan, cluster),
         "micro-batch": f"{plan.num_micro_batches} in turn, on {plan.data_ranks} data rank{'s' * (plan.data_ranks > 1)}",
         "recompute": _recompute(best),
@@ -37,6 +38,7 @@ def decision_reasons(best: Candidate, runners_up: Sequence[Candidate], cluster: 
     return [
         Reason(name, str(_DECISIONS[name](plan)), text, _otherwise(name, best, runners_up))
         for name, text in sentences.items()
+        if text
     ]
 
 
@@ -49,6 +51,7 @@ _DECISIONS: dict[str, Callable[[Plan], object]] = {
     "pp": lambda plan: plan.pp,
     "dp": lambda plan: plan.dp,
     "fsdp": lambda plan: plan.fsdp,
+    "cp": lambda plan: plan.cp,
     "tp": lambda plan: plan.tp,
     "micro-batch": lambda plan: plan.micro_batch,
     "recompute": lambda plan: plan.recompute,
@@ -81,9 +84,19 @@ def _replicas(plan: Plan, cluster: Cluster) -> str:
 
 
 def _sharding(plan: Plan, cluster: Cluster) -> str:
-    if plan.fsdp == 1:
+    if plan.shard_ranks == 1:
         return "nothing of the state is sharded"
-    return f"ZeRO-{plan.zero}: {_SHARDED[plan.zero]} over {_link(cluster, plan.fsdp, plan.cp * plan.tp)}"
+    return f"ZeRO-{plan.zero}: {_SHARDED[plan.zero]} over {_link(cluster, plan.shard_ranks, plan.tp)}"
+
+
+def _sequence(best: Candidate, runners_up: Sequence[Candidate], cluster: Cluster) -> str:
+    """How attention meets a cut sequence; nothing where no plan in sight cuts one."""
+    plan = best.plan
+    if plan.cp == 1:
+        return "sequences stay whole" if any(r.plan.cp > 1 for r in runners_up) else ""
+    rows = any(name == "cut q" for names in plan.cp_layouts.values() for name in names.values())
+    how = "keys and values gathered" if rows else "cut by heads inside attention"
+    return f"sequences cut over {_link(cluster, plan.cp, plan.tp)}, {how}"
 
 
 def _tensor(plan: Plan, cluster: Cluster) -> str:

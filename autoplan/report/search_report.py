@@ -149,13 +149,15 @@ def _proof(result: SearchResult) -> Iterator[RenderableType]:
 
 def _runners_up(best: Candidate, runners_up: Sequence[Candidate]) -> Table:
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1), pad_edge=False, show_edge=False)
-    for name in ("pp", "dp", "fsdp", "tp", "zero", "micro-batch", "recompute", "step", "slower", "memory"):
+    long = any(candidate.plan.cp > 1 for candidate in (best, *runners_up))
+    degrees = ("pp", "dp", "fsdp", *(("cp",) if long else ()), "tp", "zero")
+    for name in (*degrees, "micro-batch", "recompute", "step", "slower", "memory"):
         table.add_column(name, justify="right", no_wrap=True)
     for candidate in (best, *runners_up):
         plan, estimate = candidate.plan, candidate.estimate
         loss = estimate.step_time_s / best.estimate.step_time_s - 1
         table.add_row(
-            *(str(degree) for degree in (plan.pp, plan.dp, plan.fsdp, plan.tp, plan.zero)),
+            *(str(getattr(plan, name)) for name in degrees),
             f"{plan.micro_batch} × {plan.num_micro_batches}",
             plan.recompute,
             seconds(estimate.step_time_s),

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 from torch import fx
 
 from autoplan.graph.axes.spec import named
 from autoplan.graph.gemms import argument
-from autoplan.graph.strategy import Strategy
-from autoplan.rewrite.kernels import KERNELS
+from autoplan.graph.mesh_calls import OnMesh
+from autoplan.graph.strategy import GATHERED_ATTENTION, Strategy
+from autoplan.rewrite.kernels import KERNELS, share_of_mean
+from autoplan.rewrite.sequence_kernels import gathered_attention, token_cross_entropy
 
-__all__ = ["kernel_call", "summed_arguments"]
+__all__ = ["kernel_call", "mesh_call", "summed_arguments"]
 
 _SUM = 2
 
@@ -39,3 +42,20 @@ def summed_arguments(node: fx.Node, args: Any) -> tuple[tuple[Any, ...], dict[st
     """A cross-entropy's arguments for the sum of its losses instead of their mean."""
     rest = {name: named(node, name) for name in ("ignore_index", "label_smoothing")}
     return tuple(args[:3]), {"reduction": _SUM, **rest}
+
+
+def mesh_call(
+    node: fx.Node, call: OnMesh, args: Any, kwargs: Any, group: str, summed: bool, classes: str | None
+) -> tuple[Any, Any, Any]:
+    """(function, args, kwargs) of a kernel on the axis that cut the block first.
+
+    ``group`` is that axis's; ``classes`` is the process group that cuts a loss's classes besides, or None.
+    """
+    like: Any = SimpleNamespace(target=call.op, args=args, kwargs=kwargs)
+    if call.kernel == GATHERED_ATTENTION:
+        scale = named(like, "scale")
+        return gathered_attention, (*args[:3], group, scale), {}
+    if call.kernel == "token_cross_entropy":
+        rest = named(like, "ignore_index"), named(like, "label_smoothing")
+        return token_cross_entropy, (*args[:2], group, *rest, summed, classes), {}
+    return share_of_mean, (str(call.op), call.degree, *args), kwargs

@@ -17,14 +17,15 @@ from typing import Any
 import torch
 from torch import fx
 
-from autoplan.cost.boundary import boundary_layout
 from autoplan.errors import PlanError
 from autoplan.graph.axes import piece_layouts, spec_of, strategies
+from autoplan.graph.axes.local_sizes import with_local_sizes
+from autoplan.graph.boundary import boundary_layout
 from autoplan.graph.ir import Block, Op, Origin
 from autoplan.graph.layout import REPLICATE, REPLICATE_STAR, Layout
+from autoplan.graph.mesh_calls import Moved, OnMesh
 from autoplan.graph.strategy import Strategy
-from autoplan.rewrite.kernel_calls import kernel_call, summed_arguments
-from autoplan.rewrite.local_sizes import with_local_sizes
+from autoplan.rewrite.kernel_calls import kernel_call, mesh_call, summed_arguments
 from autoplan.rewrite.move import convert
 
 __all__ = ["LocalBlock", "choose", "local_call", "localise", "to_local"]
@@ -35,7 +36,8 @@ class LocalBlock:
     """How one block is cut on one mesh axis: the choice made for it, and where the axis is.
 
     ``layouts`` maps op names to strategy names and parameter names to layouts; what is absent is whole.
-    ``group`` names the process group of the mesh axis; ``boundary`` is the layout between units.
+    ``group`` names the process group of the mesh axis; ``boundary`` is the layout between units. ``cp_group`` names
+    that of the axis that has cut the block already (``graph.cut``), if one has.
     """
 
     block: Block
@@ -43,6 +45,7 @@ class LocalBlock:
     boundary: Layout
     degree: int
     group: str
+    cp_group: str = ""
 
 
 def choose(block: Block, op: Op, degree: int, layouts: dict[str, str]) -> Strategy:
@@ -155,6 +158,12 @@ def local_call(
     ``args`` and ``kwargs`` are the node's own with local tensors (or nodes) for its inputs; sizes among
     them are still global. ``summed``: give the sum of a cross-entropy, not its mean.
     """
+    target: Any = node.target
+    if isinstance(target, Moved):
+        return convert, (args[0], target.src, target.dst, local.cp_group), {}
+    if isinstance(target, OnMesh):
+        classes = local.group if strategy.kernel == "vocab_cross_entropy" else None
+        return mesh_call(node, target, args, kwargs, local.cp_group, summed, classes)
     if strategy.kernel is not None:
         return kernel_call(node, strategy, args, kwargs, local.group, local.degree, summed)
     if summed:

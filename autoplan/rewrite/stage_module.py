@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 from torch.distributed.device_mesh import DeviceMesh
 
-from autoplan.cost.boundary import boundary_layout
+from autoplan.graph.boundary import boundary_layout
 from autoplan.graph.chain import extract
 from autoplan.graph.ir import ModelGraph, Unit, Value
 from autoplan.graph.layout import Layout
@@ -40,7 +41,7 @@ class StageModule(nn.Module):
 
     def __init__(
         self, units: list[tuple[Unit, UnitModule]], free: fx.GraphModule, free_names: list[str],
-        reads: list[Wire], writes: list[Wire], loss: str | None,
+        reads: list[Wire], writes: list[Wire], loss: str | None, cp: int = 1,
     ) -> None:  # fmt: skip
         super().__init__()
         self.units = nn.ModuleDict({_key(unit): module for unit, module in units})
@@ -51,6 +52,7 @@ class StageModule(nn.Module):
         self.reads = reads
         self.writes = writes
         self.loss = loss
+        self.cp = cp
 
     def forward(self, *received: Tensor, **batch: Tensor) -> tuple[Tensor, ...] | Tensor:
         values = {f"batch.{name.removeprefix('batch_')}": tensor for name, tensor in batch.items()}
@@ -61,12 +63,27 @@ class StageModule(nn.Module):
             results = self.units[_key(unit)](*(values[name] for name in unit.arguments))
             values.update(zip(unit.results, results, strict=True))
         if self.loss is not None:
-            return values[self.loss].reshape(1) * batch["loss_scale"].to(values[self.loss].dtype)
+            loss = values[self.loss].reshape(1) * batch["loss_scale"].to(values[self.loss].dtype)
+            return loss if self.cp == 1 else _Scaled.apply(loss, self.cp)
         return tuple(values[wire.name].contiguous() for wire in self.writes)  # what can be sent
 
     def unit_modules(self) -> dict[str, UnitModule]:
         """The units' modules by unit name."""
         return {unit.name: self.units[_key(unit)] for unit in self.chain}  # type: ignore[misc]
+
+
+class _Scaled(torch.autograd.Function):
+    """The value as it is, and a gradient ``times`` as large: cp ranks each have a part of a parameter's gradient, and
+    the data axes, which cp is among, average where these parts must be summed."""
+
+    @staticmethod
+    def forward(ctx: Any, value: Tensor, times: int) -> Tensor:
+        ctx.times = times
+        return value.view_as(value)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Any:
+        return grads[0] * ctx.times, None
 
 
 def _key(unit: Unit) -> str:
@@ -82,10 +99,12 @@ def build_stage(
     tp_mesh: DeviceMesh | None,
     master: torch.dtype | None,
     device: torch.device,
+    cp_group: str = "",
 ) -> StageModule:
     """Make stage ``stage`` of ``plan`` for this rank, copying its weights out of the ``whole`` parameters.
 
-    ``whole`` and ``buffers`` are the model's, by all of their names. ``tp_mesh`` is the tensor-parallel axis, None when tp is 1. ``master`` is the dtype that floating-point
+    ``graph`` is this rank's part of the model (``graph.cut``) where cp is above 1, and ``cp_group`` names the process
+    group of that axis. ``whole`` and ``buffers`` are the model's, by all of their names. ``tp_mesh`` is the tensor-parallel axis, None when tp is 1. ``master`` is the dtype that floating-point
     parameters are kept in; None keeps each one's own. ``device``: where the rank computes.
     """
     names = set(plan.stages[stage].units)
@@ -111,7 +130,7 @@ def build_stage(
                 made[key] = local_parameter(tensor, Layout.parse(text), tp_mesh, whole[name].requires_grad)
             parameters[name] = made[key]
         group = tp_mesh.get_group().group_name if tp_mesh is not None else ""
-        local = LocalBlock(block, layouts, boundary, plan.tp, group)
+        local = LocalBlock(block, layouts, boundary, plan.tp, group, cp_group)
         summed = _loss_node(graph, unit) if graph.weight is not None else None
         units.append(
             (
@@ -133,7 +152,7 @@ def build_stage(
     last = stage == len(plan.stages) - 1
     reads = wires_into(graph, plan, stage)
     writes = [_loss_wire(graph)] if last else wires_into(graph, plan, stage + 1)
-    return StageModule(units, free, free_names, reads, writes, graph.loss if last else None)
+    return StageModule(units, free, free_names, reads, writes, graph.loss if last else None, plan.cp)
 
 
 def _loss_wire(graph: ModelGraph) -> Wire:

@@ -104,7 +104,11 @@ def build_unit(
     for relative in local.block.buffers.values():
         buffer = buffers[full_name(unit, relative)]
         attach(root, relative, buffer.clone() if relative in updates else buffer)
-    graph = localise(local, summed_loss) if local.degree > 1 or summed_loss else _unchanged(local.block)
+    graph = (
+        localise(local, summed_loss)
+        if local.degree > 1 or local.cp_group or summed_loss
+        else _unchanged(local.block)
+    )
     put_on(graph, device)
     if halves:
         defer_weight_halves(graph)

@@ -20,11 +20,11 @@ def shard_state(stage: StageModule, plan: Plan, world: World) -> None:
     One process group per unit keeps gathers small and lets them overlap. Without replicas or shards, and
     without a master copy in another dtype, there is nothing to do.
     """
-    if world.mesh is None or (plan.data_ranks == 1 and plan.precision is not Precision.BF16):
+    if world.mesh is None or (plan.data_ranks * plan.cp == 1 and plan.precision is not Precision.BF16):
         return
     # FSDP2 warns of views among a module's results, lest someone write to one; local graphs write to nothing.
     warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
-    mesh = world.mesh["fsdp"] if plan.dp == 1 else world.mesh["dp", "fsdp"]
+    mesh = world.mesh["fsdp"] if plan.replicas == 1 else world.mesh["dp", "fsdp"]
     policy = MixedPrecisionPolicy(cast_forward_inputs=False)
     if plan.precision is Precision.BF16:
         policy = MixedPrecisionPolicy(torch.bfloat16, torch.float32, cast_forward_inputs=False)

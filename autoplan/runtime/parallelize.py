@@ -14,7 +14,9 @@ import torch.utils._pytree as pytree
 from torch import Tensor, nn
 
 from autoplan.errors import NoPlanError, PlanError
+from autoplan.graph.cut import cut_graph
 from autoplan.graph.ir import ModelGraph
+from autoplan.graph.layout import Layout
 from autoplan.graph.trace import Loss, flatten_batch, trace
 from autoplan.hardware import Cluster, local_profile
 from autoplan.plan import Job, Plan, Precision, read_plan, validate_plan
@@ -81,7 +83,7 @@ def parallelize(
     job = Job(global_batch=int(tensors[0].shape[0]), tokens_per_sample=_tokens(tensors[0]), precision=chosen)
     if plan is None:
         plan = _search(graph_at, job, cluster, dict(pin or {}))
-    elif plan.tp > 1 and not plan.layouts:
+    elif (plan.tp > 1 and not plan.layouts) or (plan.cp > 1 and not plan.cp_layouts):
         plan = _complete(plan, graph_at, job, cluster)
     validate_plan(plan)
     agree("plan", plan.hash())
@@ -93,10 +95,13 @@ def parallelize(
     parameters, buffers = same_weights(model)
     seed = broadcast_from_first(torch.initial_seed())
     buffers |= initialised(model, {name for name, buffer in buffers.items() if buffer.is_meta}, seed)
+    local = cut_graph(graph, plan.cp_layouts, Layout.parse(plan.cp_boundary), plan.cp)
     stages = []
     for place, rank in enumerate(plan.stage_ranks):
         if rank == world.pp_rank:
-            stage = build_stage(graph, plan, place, parameters, buffers, tp_axis, master, world.device)
+            stage = build_stage(
+                local, plan, place, parameters, buffers, tp_axis, master, world.device, world.cp_group
+            )
             stages.append(_put_on(stage, world.device).train(model.training))
             shard_state(stages[-1], plan, world)
     if any(parameter.is_meta for parameter in parameters.values()):
@@ -198,12 +203,19 @@ def _complete(plan: Plan, graph_at: Any, job: Job, cluster: Cluster | str | Path
         "schedule": plan.schedule.value,
         "dp": plan.dp,
         "fsdp": plan.fsdp,
+        "cp": plan.cp,
         "tp": plan.tp,
         "zero": plan.zero,
         "micro_batch": plan.micro_batch,
     }
     found = _search(graph_at, job, cluster, pin)
-    return msgspec.structs.replace(plan, layouts=found.layouts, boundary=found.boundary)
+    return msgspec.structs.replace(
+        plan,
+        layouts=found.layouts,
+        boundary=found.boundary,
+        cp_layouts=found.cp_layouts,
+        cp_boundary=found.cp_boundary,
+    )
 
 
 def _check_plan(plan: Plan, graph: ModelGraph, job: Job) -> None:
@@ -228,13 +240,14 @@ def _check_plan(plan: Plan, graph: ModelGraph, job: Job) -> None:
             f"{job.precision.value}, as asked or as the model's weights are",
             "pass precision=, or search again",
         )
-    if plan.tp > 1 and (random := graph.random_ops):
-        raise PlanError(
-            "tp",
-            plan.tp,
-            f"1, since {random[0]} draws random numbers",
-            "set its dropout to 0, or plan with tp=1",
-        )
+    for axis in ("tp", "cp"):
+        if getattr(plan, axis) > 1 and (random := graph.random_ops):
+            raise PlanError(
+                axis,
+                getattr(plan, axis),
+                f"1, since {random[0]} draws random numbers",
+                f"set its dropout to 0, or plan with {axis}=1",
+            )
     if graph.meetings and plan.micro_batch < plan.global_batch:
         raise PlanError(
             "micro_batch",

@@ -290,7 +290,7 @@ class Program(nn.Module):
 
     def extra_repr(self) -> str:
         plan = self.plan
-        return f"pp={plan.pp}, dp={plan.dp}, fsdp={plan.fsdp}, tp={plan.tp}, zero={plan.zero}, micro_batch={plan.micro_batch}"
+        return f"pp={plan.pp}, dp={plan.dp}, fsdp={plan.fsdp}, cp={plan.cp}, tp={plan.tp}, zero={plan.zero}, micro_batch={plan.micro_batch}"
 
 
 def _weight_module(graph: ModelGraph, buffers: Mapping[str, Tensor], world: World) -> fx.GraphModule:

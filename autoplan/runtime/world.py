@@ -12,7 +12,7 @@ import torch.distributed as dist
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from autoplan.errors import AutoplanError, DistributedError, PlanError
-from autoplan.plan import MESH_AXES, Plan, Precision
+from autoplan.plan import Plan, Precision
 
 __all__ = [
     "World",
@@ -30,7 +30,10 @@ __all__ = [
 class World:
     """The device mesh of a plan (None in one process) and this rank's place on it.
 
-    ``started`` tells that autoplan made the process group, and so must end it.
+    The mesh is pp x dp x fsdp x tp: where cp is above 1, ranks that differ in it hold the training state together as
+    fsdp ranks do (as dp ranks where nothing is sharded), so that axis takes them in. ``cp_group`` names the process
+    group of this rank's cp axis, empty where cp is 1. ``started`` tells that autoplan made the process group, and so
+    must end it.
     """
 
     mesh: DeviceMesh | None
@@ -39,6 +42,7 @@ class World:
     data_rank: int
     data_ranks: int
     started: bool
+    cp_group: str = ""
 
     def axis(self, name: str) -> DeviceMesh | None:
         """The mesh axis ``name`` through this rank."""
@@ -78,11 +82,22 @@ def lay_mesh(plan: Plan, started: bool) -> World:
             "nccl" if kind == "cuda" else "gloo", store=dist.HashStore(), rank=0, world_size=1
         )
         started = True
-    shape = tuple(getattr(plan, axis) for axis in MESH_AXES)
-    mesh = init_device_mesh(kind, shape, mesh_dim_names=MESH_AXES)
-    place = dict(zip(MESH_AXES, mesh.get_coordinate() or [], strict=True))
-    data_rank = place["dp"] * plan.fsdp + place["fsdp"]
-    return World(mesh, device, place["pp"], data_rank, plan.data_ranks, started)
+    names = ("pp", "dp", "fsdp", "tp")
+    mesh = init_device_mesh(kind, (plan.pp, plan.replicas, plan.shard_ranks, plan.tp), mesh_dim_names=names)
+    place = dict(zip(names, mesh.get_coordinate() or [], strict=True))
+    data_rank = (place["dp"] * plan.shard_ranks + place["fsdp"]) // plan.cp
+    return World(mesh, device, place["pp"], data_rank, plan.data_ranks, started, _cp_group(plan))
+
+
+def _cp_group(plan: Plan) -> str:
+    """The name of the process group of this rank's cp axis. Every rank must call it."""
+    if plan.cp == 1:
+        return ""
+    ranks = torch.arange(plan.world_size).view(-1, plan.cp, plan.tp)
+    groups = ranks.transpose(1, 2).reshape(-1, plan.cp).tolist()
+    group, _ = dist.new_subgroups_by_enumeration(groups)
+    assert isinstance(group, dist.ProcessGroup)
+    return group.group_name
 
 
 def agree(what: str, value: str) -> None:

@@ -165,6 +165,6 @@ class BranchAndBound:
             )
 
 
-def mesh_of(plan: Plan | Degrees) -> tuple[int, int, int, int]:
+def mesh_of(plan: Plan | Degrees) -> tuple[int, ...]:
     """The degrees by which runners-up are told apart."""
-    return plan.pp, plan.dp, plan.fsdp, plan.tp
+    return plan.pp, plan.dp, plan.fsdp, plan.cp, plan.tp

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 from autoplan.cost.degrees import Degrees
@@ -16,14 +16,22 @@ if TYPE_CHECKING:
 __all__ = ["candidates", "divisors"]
 
 
-def candidates(job: Job, cluster: Cluster, units: int, pins: Pins) -> list[Degrees]:
+LONG = 16_384
+"""Tokens of a sample from which cp above 1 is tried; below, it is where it is held fixed."""
+
+
+def candidates(
+    job: Job, cluster: Cluster, units: int, pins: Pins, cuts_sequence: Callable[[int], bool] | None = None
+) -> list[Degrees]:
     """All of them in a fixed order.
 
-    tp stays inside a node, pp is at most the number of ``units`` and of micro-batches; zero is 0 exactly where fsdp is 1.
+    tp stays inside a node, pp is at most the number of ``units`` and of micro-batches; zero is 0 where fsdp and cp
+    are 1, may be 0 where fsdp is, and is above 0 elsewhere. cp is above 1 for samples of ``LONG`` tokens or more, or
+    where it is held fixed, and only as ``cuts_sequence`` says that the model's sequence can be cut.
     Raises InputError if the global batch cannot be cut among the data ranks, naming the nearest that
     can, and PlanError if the pins leave nothing.
     """
-    meshes = list(_meshes(cluster, units, pins))
+    meshes = list(_meshes(cluster, units, pins, _cp_degrees(job, cluster, pins, cuts_sequence)))
     if not meshes:
         pinned = ", ".join(
             f"{name}={getattr(pins, name)}" for name in Pins.__slots__ if getattr(pins, name) is not None
@@ -31,15 +39,15 @@ def candidates(job: Job, cluster: Cluster, units: int, pins: Pins) -> list[Degre
         expected = f"degrees that multiply to {cluster.world_size} ranks with pp at most {units}, the units of the model"
         raise PlanError("pin", pinned or None, expected, "change a pin, or leave it to the search")
     found = [
-        Degrees(pp, dp, fsdp, 1, tp, zero, micro_batch, job.global_batch // (dp * fsdp * micro_batch))
-        for pp, dp, fsdp, tp in meshes
+        Degrees(pp, dp, fsdp, cp, tp, zero, micro_batch, job.global_batch // (dp * fsdp * micro_batch))
+        for pp, dp, fsdp, cp, tp in meshes
         for micro_batch in _micro_batches(job.global_batch, dp * fsdp, pins)
-        for zero in _zeros(fsdp, pins)
+        for zero in _zeros(fsdp, cp, pins)
         if pp
         <= job.global_batch // (dp * fsdp * micro_batch)  # torch's 1F1B wants a micro-batch for each stage
     ]
     if not found:
-        _refuse_batch(job, [pp * dp * fsdp * (pins.micro_batch or 1) for pp, dp, fsdp, _ in meshes], pins)
+        _refuse_batch(job, [pp * dp * fsdp * (pins.micro_batch or 1) for pp, dp, fsdp, _, _ in meshes], pins)
     return sorted(found)
 
 
@@ -49,7 +57,24 @@ def divisors(number: int) -> list[int]:
     return small + [number // d for d in reversed(small) if d * d != number]
 
 
-def _meshes(cluster: Cluster, units: int, pins: Pins) -> Iterator[tuple[int, int, int, int]]:
+def _cp_degrees(
+    job: Job, cluster: Cluster, pins: Pins, cuts_sequence: Callable[[int], bool] | None
+) -> list[int]:
+    if pins.cp is None and job.tokens_per_sample < LONG:
+        return [1]
+    found = _free(divisors(cluster.world_size), pins.cp)
+    fit = [cp for cp in found if cp == 1 or (cuts_sequence is not None and cuts_sequence(cp))]
+    if not fit:
+        expected = (
+            "a divisor of the sequence of a model without dropout, whose units pass (batch, sequence, …) on"
+        )
+        raise PlanError("cp", pins.cp, expected, "change it, or leave it to the search")
+    return fit
+
+
+def _meshes(
+    cluster: Cluster, units: int, pins: Pins, cp_degrees: list[int]
+) -> Iterator[tuple[int, int, int, int, int]]:
     world = cluster.world_size
     for pp in _free(divisors(world), pins.pp):
         if pp > units:
@@ -57,19 +82,20 @@ def _meshes(cluster: Cluster, units: int, pins: Pins) -> Iterator[tuple[int, int
         for tp in _free(divisors(world // pp), pins.tp):
             if cluster.node_size % tp:
                 continue
-            data_ranks = world // pp // tp
-            for fsdp in _free(divisors(data_ranks), pins.fsdp):
-                dp = data_ranks // fsdp
-                if pins.dp in (None, dp) and any(True for _ in _zeros(fsdp, pins)):
-                    yield pp, dp, fsdp, tp
+            for cp in cp_degrees:
+                data_ranks, rest = divmod(world // pp // tp, cp)
+                for fsdp in _free(divisors(data_ranks), pins.fsdp) if not rest else ():
+                    dp = data_ranks // fsdp
+                    if pins.dp in (None, dp) and any(True for _ in _zeros(fsdp, cp, pins)):
+                        yield pp, dp, fsdp, cp, tp
 
 
 def _free(values: list[int], pinned: int | None) -> list[int]:
     return values if pinned is None else [value for value in values if value == pinned]
 
 
-def _zeros(fsdp: int, pins: Pins) -> Iterator[int]:
-    for zero in (0,) if fsdp == 1 else (1, 2, 3):
+def _zeros(fsdp: int, cp: int, pins: Pins) -> Iterator[int]:
+    for zero in (0,) if fsdp * cp == 1 else (0, 1, 2, 3) if fsdp == 1 else (1, 2, 3):
         if pins.zero in (None, zero):
             yield zero
 

@@ -11,12 +11,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from autoplan.cost.boundary import boundary_layout
 from autoplan.cost.crossing import crossing_bytes
 from autoplan.cost.unit import StrategiesOf, UnitCost, unit_cost
+from autoplan.graph.boundary import boundary_layout
 from autoplan.graph.layout import REPLICATE, Layout, shard
 from autoplan.search.layout_ilp import solve_layouts
 from autoplan.search.layout_problem import TIE_BREAK_S, LayoutsOf, layout_problem
@@ -42,12 +42,16 @@ class LayoutChoice:
         layouts: strategy names of ops and layouts of parameters, by block kind; empty where tp is 1.
         costs: the price of a unit of each kind.
         sent_bytes: what a pipeline cut after each unit but the last sends.
+        graph: what the costs are of: one cp rank's part of the model (``graph.cut``), or all of it.
+        cp_layouts: strategy names of ops on the cp axis, by block kind; empty where cp is 1.
     """
 
     boundary: Layout
     layouts: Mapping[str, Mapping[str, str]]
     costs: Mapping[str, UnitCost]
     sent_bytes: tuple[float, ...]
+    graph: ModelGraph
+    cp_layouts: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
 
 
 def layout_choices(
@@ -138,4 +142,4 @@ def _priced(
         kind: unit_cost(block, layouts.get(kind, {}), boundary, degree, cluster, strategies_of)
         for kind, block in graph.kinds.items()
     }
-    return LayoutChoice(boundary, layouts, costs, crossing_bytes(graph, boundary, degree))
+    return LayoutChoice(boundary, layouts, costs, crossing_bytes(graph, boundary, degree), graph)

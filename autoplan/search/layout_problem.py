@@ -10,10 +10,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from autoplan.cost.boundary import boundary_layout
 from autoplan.cost.compute import op_times
 from autoplan.cost.convert import conversion_times, local_bytes
 from autoplan.cost.unit import StrategiesOf, saved_bytes
+from autoplan.graph.boundary import boundary_layout
 from autoplan.graph.ir import Block, Value
 from autoplan.graph.layout import REPLICATE, Layout
 
@@ -90,24 +90,26 @@ def layout_problem(
     strategies_of: StrategiesOf,
     layouts_of: LayoutsOf,
     parameter_byte_s: float = TIE_BREAK_S,
+    stride: int = 1,
 ) -> LayoutProblem:
     """Set up the question for ``blocks`` together.
 
     Args:
         tied: groups of (block kind, parameter) that are one tensor.
         parameter_byte_s: seconds charged for a byte of parameters on a rank.
+        stride: distance between neighbours of the axis in rank numbering.
     """
     nodes: list[Node] = []
     ports: list[Port] = []
     where: dict[tuple[str, str], int] = {}
-    convert = _Converter(degree, cluster)
+    convert = _Converter(degree, cluster, stride)
     for block in blocks:
         first = len(nodes)
         for op in block.ops:
             options = [
                 Option(
                     name=s.name,
-                    price_s=op_times(block, op, s, degree, cluster).total_s
+                    price_s=op_times(block, op, s, degree, cluster, stride).total_s
                     + TIE_BREAK_S * saved_bytes(op, s, degree),
                     gives=s.output,
                     wants=s.inputs,
@@ -133,15 +135,16 @@ def layout_problem(
 class _Converter:
     """Prices of conversions; values of one shape and dtype, of which a block has many, share theirs."""
 
-    def __init__(self, degree: int, cluster: Cluster) -> None:
-        self.degree, self._cluster = degree, cluster
+    def __init__(self, degree: int, cluster: Cluster, stride: int) -> None:
+        self.degree, self._cluster, self._stride = degree, cluster, stride
         self._known: dict[tuple[tuple[int, ...], int, bool, Layout, Layout], float] = {}
 
     def price_s(self, value: Value, src: Layout, dst: Layout) -> float:
         """Seconds of both passes."""
         key = value.shape, value.itemsize, value.requires_grad, src, dst
         if key not in self._known:
-            self._known[key] = conversion_times(value, src, dst, self.degree, self._cluster).total_s
+            times = conversion_times(value, src, dst, self.degree, self._cluster, self._stride)
+            self._known[key] = times.total_s
         return self._known[key]
 
 

@@ -7,12 +7,13 @@ A micro-batch size whose graph is not at hand is taken to cost nothing.
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from autoplan.cost.compute import op_times
 from autoplan.cost.times import NO_TIME, Times
 from autoplan.cost.unit import StrategiesOf, UnitCost, saved_bytes
-from autoplan.graph.ir import Block
+from autoplan.graph.ir import Block, Op
 from autoplan.graph.layout import REPLICATE
 from autoplan.graph.strategy import Strategy
 from autoplan.search.graphs import Graphs
@@ -32,30 +33,50 @@ class Optimist:
     ) -> None:
         self._graphs, self._chain, self._cluster = graphs, chain, cluster
         self._strategies_of = strategies_of
-        self._known: dict[tuple[int, int], dict[str, UnitCost]] = {}
+        self._known: dict[tuple[int, int, int], dict[str, UnitCost]] = {}
 
-    def costs(self, micro_batch: int, degree: int) -> dict[str, UnitCost]:
-        """The cost of a unit of each kind."""
-        key = micro_batch, degree
+    def costs(self, micro_batch: int, degree: int, cp: int = 1) -> dict[str, UnitCost]:
+        """The cost of a unit of each kind under tp ``degree`` and ``cp``."""
+        key = micro_batch, degree, cp
         if key not in self._known:
             graph = self._graphs.at_hand(micro_batch)
             self._known[key] = {
-                kind: self._unit(graph.kinds[kind], degree) if graph else _free(block, degree)
+                kind: self._unit(graph.kinds[kind], degree, cp) if graph else _free(block, degree)
                 for kind, block in self._chain.kinds.items()
             }
         return self._known[key]
 
-    def _unit(self, block: Block, degree: int) -> UnitCost:
+    def _unit(self, block: Block, degree: int, cp: int) -> UnitCost:
         pieces = usable_pieces(block, degree, self._strategies_of)
         times, saved = NO_TIME, 0.0
         for op in block.ops:
             whole = Strategy("R", (REPLICATE,) * len(op.inputs), REPLICATE, share=False)
             known = self._strategies_of(block, op, degree) if degree > 1 else (whole,)
-            ways = [op_times(block, op, strategy, degree, self._cluster) for strategy in known]
+            parts = _cp_parts(block, op, cp)
+            if cp > 1:
+                known = tuple(replace(strategy, internal=()) for strategy in known)
+            ways = [
+                op_times(block, part, strategy, degree, self._cluster) for part in parts for strategy in known
+            ]
             times += Times(min(way.forward_s for way in ways), min(way.backward_s for way in ways))
-            saved += min(saved_bytes(op, strategy, degree) for strategy in known)
+            saved += min(saved_bytes(op, strategy, degree) for strategy in known) / cp
         inputs = sum(block.values[name].nbytes for name in block.inputs if block.values[name].requires_grad)
-        return _cost(block, times, saved, inputs / degree, dict.fromkeys(pieces, degree))
+        return _cost(block, times, saved, inputs / (degree * cp), dict.fromkeys(pieces, degree))
+
+
+def _cp_parts(block: Block, op: Op, cp: int) -> list[Op]:
+    """What one of ``cp`` ranks may do of ``op``, what it sends left out; nothing that a cut block holds is less.
+
+    An op of which no product is known is only what it touches, as the product that stands for it follows from shapes.
+    """
+    if cp == 1:
+        return [op]
+    from autoplan.graph.axes import sequence_strategies
+    from autoplan.graph.cut import cut_op
+
+    kinds = {(s.share, s.gemm_axis, s.kernel): s for s in sequence_strategies(block, op, cp)}
+    parts = [replace(cut_op(op, strategy, cp), sends=()) for strategy in kinds.values()]
+    return [part if op.gemm is not None else replace(part, flops_forward=0) for part in parts]
 
 
 def usable_pieces(block: Block, degree: int, strategies_of: StrategiesOf) -> frozenset[str]:

@@ -46,7 +46,7 @@ def search(
 
     Args:
         graph_at: from a micro-batch size to the model traced for it; called for few sizes, once each.
-        pin: decisions to hold fixed: ``pp``, ``dp``, ``fsdp``, ``tp``, ``zero``, ``micro_batch``,
+        pin: decisions to hold fixed: ``pp``, ``dp``, ``fsdp``, ``cp``, ``tp``, ``zero``, ``micro_batch``,
             ``recompute`` (``"none"`` or ``"full"``).
         gap: stop once no plan can be faster by more than this share.
         time_limit_s: stop then, if a plan has been found, with what bound there is.
@@ -111,7 +111,7 @@ def _bound_s(tree: BranchAndBound) -> float:
 
 def _leaders(found: Sequence[Candidate], top: int) -> tuple[Candidate, ...]:
     """The fastest plan of each of the ``top`` fastest sets of degrees."""
-    first: dict[tuple[int, int, int, int], Candidate] = {}
+    first: dict[tuple[int, ...], Candidate] = {}
     for candidate in found:
         first.setdefault(mesh_of(candidate.plan), candidate)
     return tuple(first.values())[:top]

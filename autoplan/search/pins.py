@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Pins"]
 
-_NOT_YET = ("cp", "ep", "vpp")
+_NOT_YET = ("ep", "vpp")
 _RECOMPUTE = {"none": False, "full": True}
 
 
@@ -25,6 +25,7 @@ class Pins:
     pp: int | None = None
     dp: int | None = None
     fsdp: int | None = None
+    cp: int | None = None
     tp: int | None = None
     zero: int | None = None
     micro_batch: int | None = None
@@ -50,13 +51,16 @@ class Pins:
         return pins
 
     def without_tp(self, random: Sequence[str]) -> Pins:
-        """The same with tp at 1 if ops draw ``random`` numbers, which tensor parallelism cannot share out yet."""
+        """The same with tp and cp at 1 if ops draw ``random`` numbers, which these axes cannot share out yet."""
         if not random:
             return self
-        remedy = "set the model's dropout to 0, or leave tp to the search"
-        if self.tp not in (None, 1):
-            raise PlanError("tp", self.tp, f"1, since {random[0]} draws random numbers", remedy)
-        return replace(self, tp=1)
+        for name in ("tp", "cp"):
+            if getattr(self, name) not in (None, 1):
+                remedy = f"set the model's dropout to 0, or leave {name} to the search"
+                raise PlanError(
+                    name, getattr(self, name), f"1, since {random[0]} draws random numbers", remedy
+                )
+        return replace(self, tp=1, cp=1)
 
     def with_whole_batch(self, meetings: Sequence[str], global_batch: int) -> Pins:
         """The same with the batch in one piece if samples meet before the loss's mean, as ``meetings`` tell."""
@@ -76,13 +80,13 @@ class Pins:
     def _check_sizes(self, job: Job, cluster: Cluster) -> None:
         world, node, batch = cluster.world_size, cluster.node_size, job.global_batch
         product = 1
-        for name in ("pp", "dp", "fsdp", "tp"):
+        for name in ("pp", "dp", "fsdp", "cp", "tp"):
             value = getattr(self, name) or 1
             product *= value
             _require(world % value == 0, name, value, f"a divisor of the {world} ranks")
         if self.tp is not None:
             _require(node % self.tp == 0, "tp", self.tp, f"a divisor of the {node} ranks of a node")
-        _require(world % product == 0, "pp · dp · fsdp · tp", product, f"a divisor of the {world} ranks")
+        _require(world % product == 0, "pp · dp · fsdp · cp · tp", product, f"a divisor of the {world} ranks")
         if self.micro_batch is not None:
             _require(
                 batch % self.micro_batch == 0,
@@ -90,7 +94,9 @@ class Pins:
                 self.micro_batch,
                 f"a divisor of the global batch, {batch}",
             )
-        if self.zero is not None and self.fsdp is not None and (self.zero == 0) != (self.fsdp == 1):
+        if self.zero is None or self.fsdp is None:
+            return
+        if (self.zero == 0 and self.fsdp > 1) or (self.zero and self.fsdp == 1 and self.cp in (None, 1)):
             expected = "0 where fsdp is 1" if self.fsdp == 1 else f"1, 2 or 3 where fsdp is {self.fsdp}"
             raise PlanError("zero", self.zero, expected, "change one of the two, or leave one out")
 

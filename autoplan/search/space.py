@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from autoplan.cost.degrees import Degrees
@@ -15,6 +15,7 @@ from autoplan.cost.tied import kinds_once
 from autoplan.cost.times import NO_TIME
 from autoplan.cost.unit import StrategiesOf, UnitCost
 from autoplan.errors import InputError, PlanError
+from autoplan.graph.layout import REPLICATE
 from autoplan.plan import Plan, StagePlan
 from autoplan.search.candidates import candidates
 from autoplan.search.graphs import Graphs
@@ -25,10 +26,12 @@ from autoplan.search.pins import Pins
 from autoplan.search.pipeline_bound import pipeline_bound_s
 from autoplan.search.result import Candidate
 from autoplan.search.run import chain_runs, least_optimizer_s
+from autoplan.search.sequence_choice import SEQUENCE, cuts_sequence, sequence_choices
 from autoplan.search.stages import Staging, StagingQuestion, solve_staging
 from autoplan.search.staging_bound import staging_bound_s
 
 if TYPE_CHECKING:
+    from autoplan.graph.ir import ModelGraph
     from autoplan.hardware import Cluster
     from autoplan.plan import Job
 
@@ -49,8 +52,8 @@ class Space:
     ) -> None:
         self.job, self.cluster, self.pins = job, cluster, pins
         self._graphs, self._strategies_of, self._layouts_of = graphs, strategies_of, layouts_of
-        self._choices: dict[tuple[int, int], tuple[LayoutChoice, ...]] = {}
-        self._sums: dict[tuple[int, int, bool], _Total] = {}
+        self._choices: dict[tuple[int, int, int], tuple[LayoutChoice, ...]] = {}
+        self._sums: dict[tuple[int, int, int, bool], _Total] = {}
         self.chain = graphs.trace(pins.micro_batch or 1)
         pins = pins.without_tp(self.chain.random_ops)
         self.pins, self.candidates = self._candidates(pins, self.chain.meetings)
@@ -65,7 +68,7 @@ class Space:
     def _candidates(self, pins: Pins, meetings: Sequence[str]) -> tuple[Pins, list[Degrees]]:
         pins = pins.with_whole_batch(meetings, self.job.global_batch)
         try:
-            return pins, candidates(self.job, self.cluster, len(self.chain.units), pins)
+            return pins, candidates(self.job, self.cluster, len(self.chain.units), pins, self._cuts_sequence)
         except InputError as error:
             if not meetings:
                 raise
@@ -88,17 +91,29 @@ class Space:
 
     def knows(self, degrees: Degrees) -> bool:
         """True if the layouts for these degrees have been solved already."""
-        return (degrees.micro_batch, degrees.tp) in self._choices
+        return (degrees.micro_batch, degrees.cp, degrees.tp) in self._choices
 
     def choices(self, degrees: Degrees) -> tuple[LayoutChoice, ...]:
-        """The layouts to choose from for these degrees; solved once for a micro-batch size and tp."""
-        key = degrees.micro_batch, degrees.tp
+        """The layouts to choose from for these degrees; solved once for a micro-batch size, cp and tp."""
+        key = degrees.micro_batch, degrees.cp, degrees.tp
         if key not in self._choices:
             graph = self._graphs.at(degrees.micro_batch)
-            self._choices[key] = layout_choices(
-                graph, degrees.tp, self.cluster, self._strategies_of, self._layouts_of
-            )
+            self._choices[key] = tuple(self._solved(graph, degrees.cp, degrees.tp))
         return self._choices[key]
+
+    def _solved(self, graph: ModelGraph, cp: int, tp: int) -> Iterator[LayoutChoice]:
+        if cp == 1:
+            yield from layout_choices(graph, tp, self.cluster, self._strategies_of, self._layouts_of)
+            return
+        from autoplan.graph.cut import cut_graph
+
+        for cp_layouts in sequence_choices(graph, cp, tp, self.cluster):
+            local = cut_graph(graph, cp_layouts, SEQUENCE, cp)
+            for choice in layout_choices(local, tp, self.cluster, self._strategies_of, self._layouts_of):
+                yield replace(choice, cp_layouts=cp_layouts)
+
+    def _cuts_sequence(self, cp: int) -> bool:
+        return cuts_sequence(self.chain, cp)
 
     def first_bound_s(self, degrees: Degrees) -> float:
         """A bound that costs microseconds; infinite if the state and what must be kept do not fit."""
@@ -118,7 +133,7 @@ class Space:
 
     def optimistic_bound_s(self, degrees: Degrees) -> float:
         """A bound that knows memory, recomputation and stages, but searches no layouts."""
-        costs = self._optimist.costs(degrees.micro_batch, degrees.tp)
+        costs = self._optimist.costs(degrees.micro_batch, degrees.tp, degrees.cp)
         return staging_bound_s(self._question(degrees, costs, ()))
 
     def choice_bound_s(self, degrees: Degrees, choice: LayoutChoice) -> float:
@@ -131,7 +146,7 @@ class Space:
 
     def candidate(self, degrees: Degrees, choice: LayoutChoice, stages: Sequence[Assignment]) -> Candidate:
         """The plan in full, with its price."""
-        graph, job = self._graphs.at(degrees.micro_batch), self.job
+        graph, job = choice.graph, self.job
         estimate = step_estimate(graph, choice.costs, choice.sent_bytes, stages, degrees, job, self.cluster)
         names = [unit.name for unit in graph.units]
         plan = Plan(
@@ -156,6 +171,8 @@ class Space:
             ),
             boundary=str(choice.boundary),
             layouts={kind: dict(names) for kind, names in choice.layouts.items()},
+            cp_boundary=str(SEQUENCE if degrees.cp > 1 else REPLICATE),
+            cp_layouts={kind: dict(names) for kind, names in choice.cp_layouts.items()},
         )
         return Candidate(plan, estimate)
 
@@ -194,9 +211,9 @@ class Space:
 
     def _sum(self, degrees: Degrees) -> _Total:
         """The whole chain as one optimistic unit that saves no more than it must."""
-        key = degrees.micro_batch, degrees.tp, degrees.pp == 1
+        key = degrees.micro_batch, degrees.cp, degrees.tp, degrees.pp == 1
         if key not in self._sums:
-            costs = self._optimist.costs(degrees.micro_batch, degrees.tp)
+            costs = self._optimist.costs(degrees.micro_batch, degrees.tp, degrees.cp)
             costs = kinds_once(self.chain, costs) if degrees.pp == 1 else costs
             units = [(unit.kind, costs[unit.kind]) for unit in self.chain.units]
             chain = UnitCost(

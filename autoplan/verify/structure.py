@@ -31,7 +31,8 @@ def check_structure(verdict: Verdict, graph: ModelGraph, plan: Plan, job: Job, c
     verdict.expect("global_batch", plan.global_batch, job.global_batch)
     if cluster.node_size % plan.tp:
         verdict.findings.append(Finding("tp", plan.tp, f"no divisor of a node's {cluster.node_size} ranks"))
-    verdict.expect("zero is 0", plan.zero == 0, plan.fsdp == 1)
+    if plan.fsdp > 1 or plan.cp == 1:
+        verdict.expect("zero is 0", plan.zero == 0, plan.fsdp == 1)
     if graph.meetings and (plan.dp, plan.fsdp, plan.num_micro_batches) != (1, 1, 1):
         verdict.findings.append(Finding("batch", "cut", f"whole, since {graph.meetings[0]}"))
     if graph.random_ops and plan.tp > 1:

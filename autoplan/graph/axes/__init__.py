@@ -8,6 +8,7 @@ from autoplan.graph.axes import (  # noqa: F401  (they register their rules)
     indexing,
     losses,
     makers,
+    mesh_rules,
     norms,
     ordering,
     pointwise,
@@ -17,6 +18,7 @@ from autoplan.graph.axes import (  # noqa: F401  (they register their rules)
 )
 from autoplan.graph.axes.enumerate import part_counts, piece_layouts, spec_of, strategies, value_layouts
 from autoplan.graph.axes.makers import FILLED
+from autoplan.graph.axes.sequence import sequence_strategies, stored_layout
 from autoplan.graph.axes.spec import AxisSpec, register, rule_for
 from autoplan.graph.axes.written import register_axes
 
@@ -28,7 +30,9 @@ __all__ = [
     "register",
     "register_axes",
     "rule_for",
+    "sequence_strategies",
     "spec_of",
+    "stored_layout",
     "strategies",
     "value_layouts",
 ]

@@ -10,6 +10,7 @@ torch's own ops is so; the backward that a user wrote may clip), and a linear op
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 from torch import fx
 
@@ -18,20 +19,23 @@ from autoplan.graph.ir import Block, Op
 from autoplan.graph.layout import PARTIAL, REPLICATE, REPLICATE_STAR, Layout, shard
 from autoplan.graph.strategy import Strategy
 
-__all__ = ["part_counts", "piece_layouts", "spec_of", "strategies", "value_layouts"]
+__all__ = ["enumerated", "node_of", "part_counts", "piece_layouts", "spec_of", "strategies", "value_layouts"]
+
+_FEW = 4
+"""Dims are seen as at most so many parts, lest the ways to cut an op become too many."""
 
 
 def strategies(block: Block, op: Op, degree: int) -> tuple[Strategy, ...]:
     """Every legal strategy of ``op`` on a mesh axis of ``degree`` ranks, in a fixed order, ``R`` first."""
     key = (op.name, degree)
     if key not in block._strategies:
-        block._strategies[key] = tuple(_strategies(block, op, degree))
+        block._strategies[key] = tuple(enumerated(block, op, degree, part_counts(block)))
     return block._strategies[key]
 
 
 def spec_of(block: Block, op: Op) -> AxisSpec | None:
     """The axes of one call of an op; None when it has no rule, or its rule keeps this call whole."""
-    return _spec(block, _node(block, op.name))
+    return _spec(block, node_of(block, op.name))
 
 
 def _spec(block: Block, node: fx.Node) -> AxisSpec | None:
@@ -54,27 +58,34 @@ def value_layouts(block: Block, name: str, degree: int) -> tuple[Layout, ...]:
     return tuple(found)
 
 
-def part_counts(block: Block) -> tuple[int, ...]:
-    """1, and into how many equal parts dims of this block are split (3 for a fused q, k, v)."""
-    if "parts" not in block._strategies:
+def part_counts(block: Block, rows: bool = False) -> tuple[int, ...]:
+    """1, and into how many equal parts dims of this block are split (3 for a fused q, k, v).
+
+    ``rows``: also, however many they are, the samples whose tokens make up one first dim.
+    """
+    key = "parts", rows
+    if key not in block._strategies:
         found = {1}
         for node in block.graph.nodes:
             spec = _spec(block, node) if node.op == "call_function" else None
             for dims in (*spec.inputs, spec.output) if spec is not None else ():
-                for axes in dims:
-                    if len(axes) > 1 and spec is not None and spec.sizes[axes[0]] <= 4:
+                for dim, axes in enumerate(dims):
+                    if spec is None or len(axes) < 2:
+                        continue
+                    if spec.sizes[axes[0]] <= _FEW or (rows and dim == 0):
                         found.add(spec.sizes[axes[0]])
-        block._strategies["parts"] = tuple(sorted(found))
-    return block._strategies["parts"]
+        block._strategies[key] = tuple(sorted(found))
+    return block._strategies[key]
 
 
-def _strategies(block: Block, op: Op, degree: int) -> list[Strategy]:
+def enumerated(block: Block, op: Op, degree: int, parts_of_dims: Sequence[int]) -> list[Strategy]:
+    """The strategies of ``op``, with dims seen as each of ``parts_of_dims`` equal parts."""
     needs_grad = [block.values[name].requires_grad for name in op.inputs]
     out_grad = block.values[op.output].requires_grad
     found = [_whole("R", REPLICATE, needs_grad, out_grad)]
     if degree == 1:
         return found
-    if out_grad and not has_own_backward(_node(block, op.name).target):
+    if out_grad and not has_own_backward(node_of(block, op.name).target):
         found.append(_whole("R*", REPLICATE_STAR, needs_grad, out_grad))
     spec = spec_of(block, op)
     if spec is None:
@@ -87,7 +98,7 @@ def _strategies(block: Block, op: Op, degree: int) -> list[Strategy]:
         if all(not grad or i in spec.linear for i, grad in enumerate(needs_grad)):
             found.append(Strategy("P", inputs, PARTIAL, share=False))
     for axis in spec.sizes:
-        for parts in part_counts(block):
+        for parts in parts_of_dims:
             strategy = _cut(spec, axis, parts, degree, needs_grad, out_grad)
             if strategy is not None:
                 found.append(strategy)
@@ -96,7 +107,8 @@ def _strategies(block: Block, op: Op, degree: int) -> list[Strategy]:
     return found
 
 
-def _node(block: Block, name: str) -> fx.Node:
+def node_of(block: Block, name: str) -> fx.Node:
+    """The node of a value in the block's graph."""
     if "nodes" not in block._strategies:
         block._strategies["nodes"] = {node.name: node for node in block.graph.nodes}
     return block._strategies["nodes"][name]

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from autoplan.graph.axes import FILLED
+from autoplan.graph.axes.makers import FILLED
 from autoplan.graph.axes.spec import shape_of
 from autoplan.graph.gemms import argument
 from autoplan.graph.strategy import Strategy

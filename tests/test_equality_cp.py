@@ -1,0 +1,49 @@
+"""Plans that cut the sequence give the numbers of the one-process model, in float64 to 1e-10.
+
+As in ``test_equality``, a case draws a random legal strategy for every op, here on the context-parallel axis and
+then, of what that leaves, on the tensor-parallel one.
+"""
+
+from __future__ import annotations
+
+import pytest
+from equality import Case, check
+from ranks import Ranks
+
+_TWO = [
+    *(Case("gpt", cp=2, seed=seed, micro_batch=1 + seed % 2) for seed in (1, 2)),
+    *(Case("llama", cp=2, seed=seed, micro_batch=1 + seed % 2) for seed in (1, 2)),
+    Case("llama", cp=2, zero=3, cp_boundary="R", seed=3, recompute="full"),
+    Case("moe", cp=2, seed=4),
+    Case("gpt", cp=2, cp_attention="rows", micro_batch=2),
+    Case("llama", cp=2, cp_attention="heads", zero=2, recompute="full"),
+]
+_FOUR = [
+    Case("gpt", cp=2, tp=2, seed=1, micro_batch=2),
+    Case("llama", cp=2, tp=2, seed=2, boundary="S(1)", recompute="mixed"),
+    Case("llama", cp=2, tp=2, zero=1, seed=3),
+    Case("gpt", cp=2, fsdp=2, zero=3, seed=4),
+    Case("llama", cp=2, dp=2, seed=5),
+    Case("llama", cp=2, pp=2, zero=2, seed=6),
+    Case("gpt", cp=2, pp=2, seed=7, recompute="full"),
+    Case("llama", cp=4, seed=8, dtype="fp32"),
+    Case("gpt", cp=4, zero=2, cp_attention="rows", micro_batch=2),
+    Case("llama", cp=4, cp_attention="rows", dtype="fp32"),
+    Case("llama", cp=2, tp=2, cp_attention="heads", seed=10, boundary="S(1)"),
+]
+
+
+def _name(case: Case) -> str:
+    hidden = ("model", "seed", "cp_boundary")
+    shown = [f"{k}{v}" for k, v in vars(case).items() if k not in hidden and v not in (1, 0, "none", "R", "")]
+    return "-".join([case.model, *shown, f"seed{case.seed}"])
+
+
+@pytest.mark.parametrize("case", _TWO, ids=_name)
+def test_two_ranks(two: Ranks, case: Case) -> None:
+    two(check, case)
+
+
+@pytest.mark.parametrize("case", _FOUR, ids=_name)
+def test_four_ranks(four: Ranks, case: Case) -> None:
+    four(check, case)
