@@ -13,7 +13,6 @@ from autoplan.precision import Precision
 __all__ = ["Plan", "StagePlan"]
 
 
-
 class StagePlan(msgspec.Struct, frozen=True, kw_only=True):
     """One pipeline stage: the units it runs, in order, and those whose forward it runs again in backward."""
 
@@ -25,7 +24,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     """How to train one model on one number of ranks.
 
     ``world size = pp · dp · fsdp · cp · tp``; ranks are numbered with tp innermost, then cp, fsdp, dp,
-    pp (``MESH_AXES``). ``dp`` counts whole replicas of the state and ``fsdp`` the ranks that share one,
+    pp. ``dp`` counts whole replicas of the state and ``fsdp`` the ranks that share one,
     so HSDP is both above 1 and ``dp · fsdp`` ranks each take their share of the batch:
     ``global_batch = micro_batch · num_micro_batches · dp · fsdp``.
 
