@@ -131,7 +131,7 @@ def test_pins_are_kept(pin: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     ("pin", "error", "text"),
     [
-        ({"tpp": 2}, InputError, "pin: got 'tpp', expected one of pp, dp, fsdp, tp"),
+        ({"tpp": 2}, InputError, "pin: got 'tpp', expected one of pp, dp, fsdp, cp, tp"),
         ({"tp": 3}, PlanError, "tp: got 3, expected a divisor of the 8 ranks"),
         ({"tp": 8}, PlanError, "tp: got 8, expected a divisor of the 4 ranks of a node"),
         ({"ep": 2}, PlanError, "ep: got 2, expected 1, the only degree"),

@@ -1,6 +1,6 @@
 """Bytes on the worst moment of a stage's step, by owner.
 
-Model state as stock FSDP2 keeps it (P elements on this tp rank, d = fsdp, c and M the bytes of the
+Model state as stock FSDP2 keeps it (P elements on this tp rank, d = fsdp · cp, c and M the bytes of the
 compute and the master dtype, u the elements of the largest unit):
 
     zero   masters, moments   gradients         gathered copy

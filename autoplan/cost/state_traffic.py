@@ -1,10 +1,10 @@
 """What the data axes send for one unit: parameters gathered, gradients reduced.
 
 As stock FSDP2 does it with mixed precision, each unit being one group. Parameters travel in the compute
-dtype, gradients in the master dtype:
+dtype, gradients in the master dtype; shards lie on fsdp and cp together, copies on dp (with cp under ZeRO-0):
 
     zero   parameters gathered                     gradients scattered        summed over dp
-    0      (fsdp is 1)                             (fsdp is 1)                once a step
+    0      (no shards)                             (no shards)                once a step
     1      once a step, kept                       once a step                once a step
     2      once a step, kept                       each micro-batch           once a step
     3      each micro-batch, forward and backward  each micro-batch           once a step

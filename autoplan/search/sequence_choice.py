@@ -69,6 +69,5 @@ def sequence_choices(graph: ModelGraph, degree: int, stride: int, cluster: Clust
 
 
 def _attending(known: Sequence[Strategy], rows: bool) -> tuple[Strategy, ...]:
-    """Those that cut rows of queries, or those that do not; all where this leaves nothing to share."""
-    kept = tuple(s for s in known if not s.share or (s.name == _ROWS) == rows)
-    return kept if any(s.share for s in kept) else tuple(known)
+    """Those that cut rows of queries, or those that cut something else; all where there are none."""
+    return tuple(s for s in known if s.share and (s.name == _ROWS) == rows) or tuple(known)

@@ -113,7 +113,8 @@ class Space:
                 yield replace(choice, cp_layouts=cp_layouts)
 
     def _cuts_sequence(self, cp: int) -> bool:
-        return cuts_sequence(self.chain, cp)
+        traced = all(block.graph is not None for block in self.chain.kinds.values())
+        return traced and cuts_sequence(self.chain, cp)
 
     def first_bound_s(self, degrees: Degrees) -> float:
         """A bound that costs microseconds; infinite if the state and what must be kept do not fit."""

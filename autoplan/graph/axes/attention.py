@@ -18,7 +18,8 @@ def attention(node: fx.Node) -> AxisSpec | None:
 
     Leading dims (batch, heads) can be cut, with grouped-query attention both the heads of the keys and the
     queries that share one; rows of queries can be cut when no row's place matters (no ``is_causal``), with all keys
-    on every rank. Keys, and the features inside a head, cannot: a softmax runs over them.
+    on every rank. Keys, and the features inside a head, cannot: a softmax runs over them. (Rows of causal attention
+    are cut on a context-parallel axis alone: ``sequence``.)
     """
     if is_random(node):
         return None
