@@ -19,7 +19,19 @@ if TYPE_CHECKING:
 
     from autoplan.graph.routing import Routing
 
-__all__ = ["Block", "Gemm", "ModelGraph", "Op", "OpKind", "Origin", "Saved", "Sent", "Unit", "Value", "Window"]
+__all__ = [
+    "Block",
+    "Gemm",
+    "ModelGraph",
+    "Op",
+    "OpKind",
+    "Origin",
+    "Saved",
+    "Sent",
+    "Unit",
+    "Value",
+    "Window",
+]
 
 
 class Origin(StrEnum):
