@@ -296,3 +296,15 @@ def test_noise_out_of_order_is_averaged_not_carried_upwards() -> None:
     assert curve(1e3) == pytest.approx(2e-4)
     assert curve(1e4) == pytest.approx(2e-4)
     assert curve(1e5) == pytest.approx(1e-2)
+
+
+def test_a_ring_over_two_nodes_carries_what_every_link_of_a_ring_does() -> None:
+    """(n - 1) / n of the bytes leave each node through all of its links, not the half that two units alone
+    would exchange (nccl-tests, PERFORMANCE.md, with n = 16)."""
+    cluster = Cluster.of("a100-80-sxm", nodes=2)
+    wire = cluster.levels[-1]
+    nbytes = 8 * 2**30
+    links = wire.nics * wire.bandwidth_bytes_per_s * wire.efficiency["all_gather"]
+    assert cluster.collective_time_s("all_gather", nbytes, 16) == pytest.approx(
+        nbytes * 15 / 16 / links, rel=0.01
+    )

@@ -46,12 +46,12 @@ def collective_time_s(
 ) -> Any:
     """Seconds for ``kind`` over every group of ``size`` ranks ``stride`` apart, all at once.
 
-    A group that spans levels works in phases, as NCCL's rings and trees and the hierarchical
-    algorithms do (reduce-scatter inside, all-reduce between, all-gather inside): with c members of
-    the group inside a unit, each carries 1/c of the message at the level above. Chunks flow through
-    the phases in a pipeline, so the slowest level sets the pace and the others add their latency:
+    A group of n that spans levels is one ring (NCCL; its trees send as much): with c members of the
+    group inside a unit, c rings cross the level above, and each carries 1/c of the (n - 1) / n of the
+    message that every link of a ring carries, however few units the level joins. Chunks flow through
+    the levels in a pipeline, so the slowest sets the pace and the others add their latency:
 
-        T = sum of T_l(0) + max of (T_l(nbytes_l) - T_l(0)),   nbytes_l = nbytes / c_l
+        T = sum of T_l(0) + max of (T_l(nbytes_l) - T_l(0)),   nbytes_l = nbytes / c_l (1 - 1/n) / (1 - 1/joined_l)
 
     An all-to-all sends (c_above - c) / size of its bytes over each level, all levels at once.
 
@@ -68,7 +68,8 @@ def collective_phases(
     phases = {}
     for index, joined, inside, unit in group_spans(tuple(level.size for level in levels), size, stride):
         level = levels[index]
-        part = joined * inside / size if kind == "all_to_all" else 1 / inside
+        ring = (1 - 1 / size) / (1 - 1 / joined)  # the ring of the whole group crosses this level
+        part = joined * inside / size if kind == "all_to_all" else ring / inside
         at_work = inside if alone else unit
         share = min(max(1.0, level.nics / unit), level.nics / at_work)
         busy = _busy(at_work, unit) if alone else 1.0

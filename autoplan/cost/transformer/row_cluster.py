@@ -44,6 +44,9 @@ def row_cluster_name(fields: Fields) -> str:
     if "a100" in lowered and fields.noted("jean zay|omni-?path|bloom main"):
         fields.assume("cluster", "a100-80-sxm-4-opa", "by the notes")
         return "a100-80-sxm-4-opa"
+    if "v100" in lowered and fields.noted("dgx-?2"):
+        fields.assume("cluster", "dgx-2", "by the notes")
+        return "dgx-2"
     if _known(gpu):
         return gpu
     if "tpu" not in lowered and "unknown" not in lowered and "trainium" not in lowered:
