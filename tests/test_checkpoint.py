@@ -25,6 +25,7 @@ CHAIN = [
     Case("gpt", fsdp=2, tp=2, zero=3, micro_batch=2, num_micro_batches=1, seed=3),
     Case("gpt", pp=2, dp=2, num_micro_batches=2, schedule="zbv", vpp=2),
     Case("gpt", tp=2, micro_batch=4, num_micro_batches=1, seed=7),
+    Case("gpt", cp=2, zero=3, micro_batch=2, seed=8),
     Case("gpt", fsdp=2, zero=2, micro_batch=1, num_micro_batches=2),
     Case("gpt", micro_batch=2),
 ]
@@ -70,7 +71,7 @@ def _link(case: Case, first: int, path: str, last: str | None, async_: bool) -> 
 def test_each_plan_goes_on_from_the_one_before(four: Ranks, two: Ranks, tmp_path: Path) -> None:
     expected = reference(ALONE, len(CHAIN) + 1)[0]
     last = None
-    for first, (case, pool) in enumerate(zip(CHAIN, (four, four, two, two, None), strict=True)):
+    for first, (case, pool) in enumerate(zip(CHAIN, (four, four, two, two, two, None), strict=True)):
         path = str(tmp_path / str(first))
         arguments = (case, first, path, last, first % 2 == 0)
         for losses in [_link(*arguments)] if pool is None else pool(_link, *arguments):

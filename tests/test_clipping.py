@@ -70,6 +70,7 @@ def _clips(case: Case, direct: bool) -> None:
         (Case(fsdp=2, tp=2, zero=3, seed=2), True),
         (Case(pp=2, fsdp=2, zero=1, schedule="zbv", vpp=2), False),
         (Case(pp=2, tp=2, seed=1), False),
+        (Case(cp=2, tp=2, zero=2, seed=4), True),
     ],
     ids=str,
 )

@@ -1,0 +1,67 @@
+"""What a program sends on its cp axis is, byte for byte, what the cost model charges."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+import pytest
+from equality import Case, make, make_batch, optimizer_for, plan_for
+from ranks import Ranks
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import autoplan
+from autoplan.graph.cut import cut_graph
+from autoplan.graph.layout import Layout
+from autoplan.graph.trace import trace
+from autoplan.plan import Precision
+
+_KINDS = {
+    "all_gather_into_tensor": "all_gather",
+    "reduce_scatter_tensor": "reduce_scatter",
+    "all_reduce": "all_reduce",
+    "all_to_all_single": "all_to_all",
+}
+
+
+class _Bytes(TorchDispatchMode):
+    """Adds up what functional collectives send: of a gather what comes out, of the others what goes in."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: Counter[str] = Counter()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        kind = _KINDS.get(func.__name__.split(".")[0]) if func.namespace == "_c10d_functional" else None
+        if kind is not None:
+            self.found[kind] += (out if kind == "all_gather" else args[0]).nbytes
+        return out
+
+
+def _sent(case: Case) -> tuple[dict[str, int], dict[str, int]]:
+    """(bytes that a step sends, bytes that are charged) by kind of collective."""
+    model, loss = make(case.model, case.dtype)
+    graph = trace(model, make_batch(case.model, case.micro_batch, 0), loss, Precision(case.dtype))
+    plan = plan_for(graph, case)
+    batch = make_batch(case.model, case.global_batch, 0)
+    program = autoplan.parallelize(
+        model, batch, loss, optimizer_for(case.dtype), plan=plan, precision=case.dtype
+    )
+    with _Bytes() as counted:
+        program.step(program.shard(batch))
+    local = cut_graph(graph, plan.cp_layouts, Layout.parse(plan.cp_boundary), plan.cp)
+    charged: Counter[str] = Counter()
+    for unit in local.units:
+        for op in local.kinds[unit.kind].ops:
+            for send in op.sends:
+                charged[str(send.kind)] += int(send.nbytes) * plan.num_micro_batches
+    return dict(counted.found), dict(charged)
+
+
+@pytest.mark.parametrize("model", ["gpt", "llama"])
+@pytest.mark.parametrize("attention", ["rows", "heads"])
+def test_a_program_sends_what_is_charged(two: Ranks, model: str, attention: str) -> None:
+    for sent, charged in two(_sent, Case(model, cp=2, cp_attention=attention, micro_batch=2)):
+        assert sent == charged
+        assert ("all_to_all" in sent) == (attention == "heads")
