@@ -65,6 +65,7 @@ class BranchAndBound:
     Args:
         gap: stop once the best plan is proven to be within this share of the optimum.
         stop_at: a time of ``time.monotonic`` at which to stop whatever is left.
+        most_looks: stop after so many looks at candidates, if a plan has been found.
         found: the plans that were priced, the fastest first once ``run`` has returned.
         pruned: candidates that were never priced: infeasible, or too slow to matter.
         bound_s: no plan of the space is faster; known once ``run`` has returned.
@@ -74,6 +75,7 @@ class BranchAndBound:
     gap: float
     stop_at: float = math.inf
     progress: Progress | None = None
+    most_looks: float = math.inf
     found: list[Candidate] = field(default_factory=list)
     pruned: int = 0
     bound_s: float = 0.0
@@ -89,10 +91,12 @@ class BranchAndBound:
             if bound_s < math.inf:
                 self._queue.append(_Entry(bound_s, -_Level.ROUGH, degrees))
         heapq.heapify(self._queue)
+        looks = 0
         while self._queue and self._queue[0].bound_s < self._best_s * (1 - self.gap):
-            if self.found and time.monotonic() > self.stop_at:
+            if self.found and (looks > self.most_looks or time.monotonic() > self.stop_at):
                 break
             self._step()
+            looks += 1
         self.bound_s = min(self._queue[0].bound_s if self._queue else math.inf, self._least_solved_s)
         self._close()
 

@@ -33,9 +33,8 @@ def candidates(
     """
     meshes = list(_meshes(cluster, units, pins, _cp_degrees(job, cluster, pins, cuts_sequence)))
     if not meshes:
-        pinned = ", ".join(
-            f"{name}={getattr(pins, name)}" for name in Pins.__slots__ if getattr(pins, name) is not None
-        )
+        names = [name for name in Pins.__slots__ if name != "rules" and getattr(pins, name) is not None]
+        pinned = ", ".join(f"{name}={getattr(pins, name)}" for name in names)
         expected = f"degrees that multiply to {cluster.world_size} ranks with pp at most {units}, the units of the model"
         raise PlanError("pin", pinned or None, expected, "change a pin, or leave it to the search")
     found = [
@@ -48,7 +47,16 @@ def candidates(
     ]
     if not found:
         _refuse_batch(job, [pp * dp * fsdp * (pins.micro_batch or 1) for pp, dp, fsdp, _, _ in meshes], pins)
-    return sorted(found)
+    allowed = sorted(degrees for degrees in found if pins.rules.allows(degrees))
+    if not allowed:
+        ruled = [f"{name}={value}" for name, value in (*pins.rules.held, *pins.rules.banned)]
+        raise PlanError(
+            "pin or forbid",
+            ", ".join(ruled),
+            f"some of the {len(found)} candidates left",
+            "release one of them",
+        )
+    return allowed
 
 
 def divisors(number: int) -> list[int]:

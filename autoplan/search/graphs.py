@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Hashable
+from typing import TYPE_CHECKING, Any
 
 from autoplan.search.scaled_graph import scaled_graph
 
@@ -17,13 +17,17 @@ GraphAt = Callable[[int], "ModelGraph"]
 
 
 class Graphs:
-    """What ``graph_at`` says, or would say."""
+    """What ``graph_at`` says, or would say; given to ``search`` in its place, it makes later searches fast.
+
+    ``kept`` is what searches worked out of the graphs, under keys that say what it depends on.
+    """
 
     def __init__(self, graph_at: GraphAt) -> None:
         self._graph_at = graph_at
         self._traced: dict[int, ModelGraph] = {}
         self._scaled: dict[int, ModelGraph | None] = {}
         self._trusts = True
+        self.kept: dict[Hashable, Any] = {}
 
     def trace(self, micro_batch: int) -> ModelGraph:
         """The model traced for ``micro_batch`` samples."""
@@ -53,6 +57,7 @@ class Graphs:
         if supposed is None or (_content(supposed) == _content(actual)):
             return True
         self._trusts = False
+        self.kept.clear()
         return False
 
 

@@ -7,7 +7,8 @@ in memory; time plays no part.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
@@ -15,10 +16,11 @@ from autoplan.cost.degrees import Degrees
 from autoplan.cost.memory import limit_bytes
 from autoplan.cost.step import Assignment
 from autoplan.errors import AutoplanError
+from autoplan.search.branch_and_bound import BranchAndBound
 from autoplan.search.pins import Pins
 from autoplan.search.result import Candidate, Cure
 from autoplan.search.space import Space
-from autoplan.units import bytes_binary
+from autoplan.units import bytes_binary, seconds
 
 if TYPE_CHECKING:
     from autoplan.hardware import Cluster
@@ -27,70 +29,121 @@ __all__ = ["explain"]
 
 _TRIED = 8  # of the candidates that need least; if none of them fits, hardly any other does
 _LARGEST = 64  # times as many nodes as there are
+_LOOKS = 60  # at candidates, to price a cure
+_DEGREES = ("pp", "dp", "fsdp", "cp", "tp", "ep", "vpp", "zero", "micro_batch")
 
 
-def explain(space: Space, pin: Mapping[str, Any]) -> tuple[str, tuple[Cure, ...]]:
-    """The conflict in a sentence, and the cures that were found: pins to release, then nodes to add."""
+@dataclass(frozen=True, slots=True)
+class _Decision:
+    """One pin or ban of the user's."""
+
+    name: str
+    value: Any
+    pinned: bool
+
+    @property
+    def option(self) -> str:
+        if not self.pinned:
+            return f"--forbid {self.name}={self.value}"
+        plain = self.name in {field.name for field in fields(Pins)}
+        return f"--{self.name.replace('_', '-')}" if plain else f"--pin {self.name}"
+
+    def __str__(self) -> str:
+        return f"{self.name}={self.value}" if self.pinned else f"no {self.name}={self.value}"
+
+
+def explain(
+    space: Space, pin: Mapping[str, Any], forbid: Iterable[tuple[str, Any]] = ()
+) -> tuple[str, tuple[Cure, ...], tuple[str, ...]]:
+    """The conflict in a sentence; the cures that were found, decisions to release before nodes to add, each with
+    the step time of a plan under it; and the decisions that conflict: without any one of them a plan fits. They are
+    none if no plan fits even without them."""
+    decisions = [_Decision(name, value, True) for name, value in pin.items()]
+    decisions += [_Decision(name, value, False) for name, value in forbid]
+    core = _conflicting(space, decisions)
     needed = min(_needed_bytes(space, degrees) for degrees in _frugal(space))
-    held = f" with {_written(pin)}" if pin else ""
+    held = f" with {', '.join(map(str, core or decisions))}" if decisions else ""
     device = space.cluster.device
     conflict = (
         f"the most frugal plan of {space.chain.name}{held} on {space.cluster.world_size} ranks needs "
         f"{bytes_binary(needed)} on the worst of them, and {device.name} leaves {bytes_binary(limit_bytes(device))} to a plan"
     )
-    cures = tuple(_cures(space, pin))
+    cures = tuple(_cures(space, decisions, core))
     if not cures:
         text = f"use devices with at least {bytes_binary(needed)} of memory"
         cures = (Cure("--cluster", bytes_binary(needed), text),)
-    return conflict, cures
+    return conflict, cures, tuple(map(str, core))
 
 
-def _written(pin: Mapping[str, Any]) -> str:
-    return ", ".join(f"{name}={value}" for name, value in pin.items())
+def _conflicting(space: Space, decisions: Sequence[_Decision]) -> list[_Decision]:
+    """A set of decisions that nothing fits with, while something fits without any one of them; empty if nothing
+    fits without all of them."""
+    if not decisions or not _fitting(_changed(space, space.cluster, ())):
+        return []
+    core = list(decisions)
+    for decision in decisions:
+        rest = [other for other in core if other != decision]
+        if not _fitting(_changed(space, space.cluster, rest)):
+            core = rest
+    return core
 
 
-def _cures(space: Space, pin: Mapping[str, Any]) -> Iterator[Cure]:
-    released = False
-    for name in pin:
-        freed = {key: value for key, value in pin.items() if key != name}
-        if fitting := _fitting(_changed(space, space.cluster, freed)):
-            value = str(getattr(fitting.plan, name))
-            option = f"--{name.replace('_', '-')}"
-            yield Cure(option, value, f"leave {option} to the search: {name}={value} fits")
-            released = True
-    if len(pin) > 1 and not released and (fitting := _fitting(_changed(space, space.cluster, {}))):
-        options = " ".join(f"--{name.replace('_', '-')}" for name in pin)
-        yield Cure(options, "", f"leave {options} to the search: {_summary(fitting)} fits")
+def _cures(space: Space, decisions: Sequence[_Decision], core: Sequence[_Decision]) -> Iterator[Cure]:
+    for freed in core:
+        changed = _changed(space, space.cluster, [d for d in decisions if d != freed])
+        if found := _cheapest(changed):
+            if freed.pinned and freed.name in _DEGREES:
+                value = str(getattr(found.plan, freed.name))
+                text = f"leave {freed.option} to the search: {freed.name}={value} fits"
+            else:
+                value, text = "", f"release {freed.option}: {_summary(found)} fits"
+            yield _priced(Cure(freed.option, value, text), found)
     multiple = 2
     while multiple <= _LARGEST:
         nodes = space.cluster.nodes * multiple
-        if fitting := _fitting(_enlarged(space, nodes, pin)):
-            text = f"use {nodes} nodes ({fitting.plan.world_size} ranks): {_summary(fitting)} fits"
-            yield Cure("--nodes", str(nodes), text)
+        if found := _cheapest(_enlarged(space, nodes, decisions)):
+            text = f"use {nodes} nodes ({found.plan.world_size} ranks): {_summary(found)} fits"
+            yield _priced(Cure("--nodes", str(nodes), text), found)
             return
         multiple *= 2
 
 
+def _priced(cure: Cure, found: Candidate) -> Cure:
+    step_s = found.estimate.step_time_s
+    return replace(cure, text=f"{cure.text}, {seconds(step_s)} a step", step_s=step_s)
+
+
+def _cheapest(space: Space | None) -> Candidate | None:
+    """The fastest plan that a short search finds, if one fits."""
+    if space is None or not (fitting := _fitting(space)):
+        return None
+    tree = BranchAndBound(space, gap=0.02, most_looks=_LOOKS)
+    tree.run()
+    return min((fitting, *tree.found), key=lambda candidate: candidate.estimate.step_time_s)
+
+
 def _summary(candidate: Candidate) -> str:
     plan = candidate.plan
-    degrees = {"pp": plan.pp, "tp": plan.tp, "fsdp": plan.fsdp, "zero": plan.zero}
-    return _written({**degrees, "recompute": plan.recompute})
+    decided = {name: getattr(plan, name) for name in ("pp", "tp", "fsdp", "zero", "recompute")}
+    return ", ".join(f"{name}={value}" for name, value in decided.items())
 
 
-def _enlarged(space: Space, nodes: int, pin: Mapping[str, Any]) -> Space | None:
+def _enlarged(space: Space, nodes: int, decisions: Sequence[_Decision]) -> Space | None:
     from autoplan.hardware import Cluster
 
     try:
         cluster = Cluster.of(space.cluster, nodes=nodes)
     except AutoplanError:
         return None
-    return _changed(space, cluster, pin)
+    return _changed(space, cluster, decisions)
 
 
-def _changed(space: Space, cluster: Cluster, pin: Mapping[str, Any]) -> Space | None:
-    """The same question on another cluster or under other pins, if it can be asked."""
+def _changed(space: Space, cluster: Cluster, decisions: Sequence[_Decision]) -> Space | None:
+    """The same question on another cluster or under other decisions, if it can be asked."""
+    pin = {decision.name: decision.value for decision in decisions if decision.pinned}
+    forbid = [(decision.name, decision.value) for decision in decisions if not decision.pinned]
     try:
-        return space.changed(cluster, Pins.parse(pin, space.job, cluster))
+        return space.changed(cluster, Pins.parse(pin, space.job, cluster, forbid))
     except AutoplanError:
         return None
 

@@ -26,24 +26,29 @@ __all__ = ["Optimist", "usable_pieces"]
 
 
 class Optimist:
-    """Optimistic unit costs of one model on one cluster; ``chain`` is the model at any micro-batch size."""
+    """Optimistic unit costs of one model on one cluster; ``chain`` is the model at any micro-batch size, ``known``
+    what was worked out before."""
 
     def __init__(
-        self, graphs: Graphs, chain: ModelGraph, cluster: Cluster, strategies_of: StrategiesOf
+        self,
+        graphs: Graphs,
+        chain: ModelGraph,
+        cluster: Cluster,
+        strategies_of: StrategiesOf,
+        known: dict[tuple[int, int, int], dict[str, UnitCost]] | None = None,
     ) -> None:
         self._graphs, self._chain, self._cluster = graphs, chain, cluster
         self._strategies_of = strategies_of
-        self._known: dict[tuple[int, int, int], dict[str, UnitCost]] = {}
+        self._known = {} if known is None else known
 
     def costs(self, micro_batch: int, degree: int, cp: int = 1) -> dict[str, UnitCost]:
         """The cost of a unit of each kind under tp ``degree`` and ``cp``."""
         key = micro_batch, degree, cp
         if key not in self._known:
             graph = self._graphs.at_hand(micro_batch)
-            self._known[key] = {
-                kind: self._unit(graph.kinds[kind], degree, cp) if graph else _free(block, degree)
-                for kind, block in self._chain.kinds.items()
-            }
+            if graph is None:
+                return {kind: _free(block, degree) for kind, block in self._chain.kinds.items()}
+            self._known[key] = {kind: self._unit(block, degree, cp) for kind, block in graph.kinds.items()}
         return self._known[key]
 
     def _unit(self, block: Block, degree: int, cp: int) -> UnitCost:

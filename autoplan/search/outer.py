@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +15,7 @@ from autoplan.search.graphs import GraphAt, Graphs
 from autoplan.search.infeasible import explain
 from autoplan.search.layout_problem import LayoutsOf
 from autoplan.search.pins import Pins
-from autoplan.search.result import Candidate, Cure, SearchResult, Status
+from autoplan.search.result import Candidate, SearchResult, Status
 from autoplan.search.space import Space
 
 if TYPE_CHECKING:
@@ -30,11 +30,12 @@ _OPTIMAL = 1e-6  # a relative gap that is no gap
 
 
 def search(
-    graph_at: GraphAt,
+    graph_at: GraphAt | Graphs,
     job: Job,
     cluster: Cluster,
     *,
     pin: Mapping[str, Any] | None = None,
+    forbid: Iterable[tuple[str, Any]] = (),
     gap: float = 0.01,
     time_limit_s: float | None = None,
     progress: Callable[[str], object] | None = None,
@@ -45,9 +46,12 @@ def search(
     """Search every combination of degrees, state sharding, micro-batch, stages, recomputation and layouts.
 
     Args:
-        graph_at: from a micro-batch size to the model traced for it; called for few sizes, once each.
+        graph_at: from a micro-batch size to the model traced for it; called for few sizes, once each. Or ``Graphs``
+            of such a function, which keep what a search learns for the next one.
         pin: decisions to hold fixed: ``pp``, ``dp``, ``fsdp``, ``cp``, ``tp``, ``zero``, ``micro_batch``,
-            ``recompute`` (``"none"`` or ``"full"``).
+            ``recompute`` (``"none"`` or ``"full"``), ``boundary`` (a layout), or ``BLOCK.OP`` (a strategy; see
+            ``search.rules``).
+        forbid: pairs of a decision, named likewise, and a value that it must not have.
         gap: stop once no plan can be faster by more than this share.
         time_limit_s: stop then, if a plan has been found, with what bound there is.
         progress: told in a sentence how far the search has come.
@@ -61,22 +65,23 @@ def search(
 
     started = time.monotonic()
     cluster = Cluster.of(cluster)  # refuses one mixed of several types of device
-    pins = Pins.parse(pin, job, cluster)
+    forbid = tuple(forbid)
+    pins = Pins.parse(pin, job, cluster, forbid)
     ours = strategies_of is None or layouts_of is None
     if strategies_of is None or layouts_of is None:
         from autoplan.graph.axes import strategies, value_layouts
 
         strategies_of, layouts_of = strategies, value_layouts
-    graphs = Graphs(graph_at)
+    graphs = graph_at if isinstance(graph_at, Graphs) else Graphs(graph_at)
     stop_at = started + time_limit_s if time_limit_s is not None else math.inf
     while True:
         space = Space(graphs, job, cluster, pins, strategies_of, layouts_of)
         tree = BranchAndBound(space, gap, stop_at, progress)
         tree.run()
         if not tree.found:
-            conflict, cures = explain(space, pin or {})
-            seconds = time.monotonic() - started
-            return _result(tree, Status.INFEASIBLE, seconds, conflict=conflict, cures=cures)
+            conflict, cures, core = explain(space, pin or {}, forbid)
+            found = _result(tree, Status.INFEASIBLE, time.monotonic() - started)
+            return replace(found, conflict=conflict, cures=cures, conflicting=core)
         tree.more(top)
         best = tree.found[0].plan.micro_batch
         if graphs.confirm(best):
@@ -122,8 +127,6 @@ def _result(
     status: Status,
     seconds: float,
     top: int = 0,
-    conflict: str = "",
-    cures: tuple[Cure, ...] = (),
 ) -> SearchResult:
     leaders = _leaders(tree.found, top)
     bound_s = _bound_s(tree) if leaders else 0.0
@@ -136,6 +139,4 @@ def _result(
         seconds=seconds,
         candidates=len(tree.space.candidates),
         pruned=tree.pruned,
-        conflict=conflict,
-        cures=cures,
     )

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any
 
 from autoplan.errors import InputError, PlanError
+from autoplan.search.rules import NO_RULES, Rules
 
 if TYPE_CHECKING:
     from autoplan.hardware import Cluster
@@ -20,7 +21,8 @@ _RECOMPUTE = {"none": False, "full": True}
 
 @dataclass(frozen=True, slots=True)
 class Pins:
-    """None where the search is free to choose. ``recompute``: whether every repeated block is."""
+    """None where the search is free to choose. ``recompute``: whether every repeated block is. ``rules`` are what
+    is held or forbidden beside that."""
 
     pp: int | None = None
     dp: int | None = None
@@ -30,13 +32,21 @@ class Pins:
     zero: int | None = None
     micro_batch: int | None = None
     recompute: bool | None = None
+    rules: Rules = NO_RULES
 
     @classmethod
-    def parse(cls, pin: Mapping[str, Any] | None, job: Job, cluster: Cluster) -> Pins:
+    def parse(
+        cls,
+        pin: Mapping[str, Any] | None,
+        job: Job,
+        cluster: Cluster,
+        forbid: Iterable[tuple[str, Any]] = (),
+    ) -> Pins:
         """Check what the caller gave. Raises InputError for an unknown decision or an impossible value."""
-        known = [field.name for field in fields(cls)]
-        chosen: dict[str, Any] = {}
-        for name, value in (pin or {}).items():
+        known = [field.name for field in fields(cls) if field.name != "rules"]
+        plain, rules = Rules.parse(pin, forbid, (*known, *_NOT_YET))
+        chosen: dict[str, Any] = {"rules": rules}
+        for name, value in plain.items():
             if name == "recompute":
                 chosen[name] = _recompute(value)
             elif name in _NOT_YET:
@@ -44,7 +54,7 @@ class Pins:
             elif name in known:
                 chosen[name] = _number(name, value)
             else:
-                known_text = ", ".join((*known, *_NOT_YET))
+                known_text = ", ".join((*known, *_NOT_YET, "boundary", "BLOCK.OP"))
                 raise InputError("pin", name, f"one of {known_text}", "hold fixed only these decisions")
         pins = cls(**chosen)
         pins._check_sizes(job, cluster)

@@ -36,11 +36,13 @@ class Candidate:
 
 @dataclass(frozen=True, slots=True)
 class Cure:
-    """A change that would make a job fit: the option to change, its new value, and a sentence for people."""
+    """A change that would make a job fit: the option to change, its new value, a sentence for people, and the step
+    time of a plan under it."""
 
     option: str
     value: str
     text: str
+    step_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +51,8 @@ class SearchResult:
 
     ``bound_s``: no plan of the space has a modelled step time below it. ``gap`` is
     ``step_time / bound - 1``. ``best`` is None when the status is infeasible; then ``conflict`` says
-    what cannot be met together and ``cures`` what would mend it, the smallest first. ``unruled`` lists the
+    what cannot be met together, ``conflicting`` names the decisions of the caller's that are to blame (all of
+    them together, none of them spare), and ``cures`` what would mend it, the smallest change first. ``unruled`` lists the
     ops that no plan can cut, because nobody said how. ``assumptions`` are sentences about what the price rests
     on beside the cost model: how evenly a model's routed experts are loaded. ``checked`` says what an independent
     check (``autoplan.verify``) derived again of every plan in the result, ``unchecked`` what it cannot.
@@ -65,6 +68,7 @@ class SearchResult:
     pruned: int
     conflict: str = ""
     cures: tuple[Cure, ...] = ()
+    conflicting: tuple[str, ...] = ()
     unruled: tuple[UnruledOp, ...] = ()
     assumptions: tuple[str, ...] = ()
     checked: tuple[str, ...] = ()
@@ -92,7 +96,8 @@ class SearchResult:
             ],
             "search": {"seconds": self.seconds, "candidates": self.candidates, "pruned": self.pruned},
             "conflict": self.conflict,
-            "cures": [{"option": c.option, "value": c.value, "text": c.text} for c in self.cures],
+            "conflicting": list(self.conflicting),
+            "cures": [asdict(cure) for cure in self.cures],
             "unruled": [asdict(op) for op in self.unruled],
             "assumptions": list(self.assumptions),
             "certificate": {"checked": list(self.checked), "unchecked": list(self.unchecked)},

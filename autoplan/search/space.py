@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
+
+import msgspec
 
 from autoplan.cost.degrees import Degrees
 from autoplan.cost.memory import ALLOCATOR_SLACK, StateRates, fixed_reserve_bytes, limit_bytes
@@ -27,7 +30,7 @@ from autoplan.search.pipeline_bound import pipeline_bound_s
 from autoplan.search.result import Candidate
 from autoplan.search.run import chain_runs, least_optimizer_s
 from autoplan.search.sequence_choice import SEQUENCE, cuts_sequence, sequence_choices
-from autoplan.search.stages import Staging, StagingQuestion, solve_staging
+from autoplan.search.stages import Staging, StagingQuestion, best_of_allowed, solve_staging
 from autoplan.search.staging_bound import staging_bound_s
 
 if TYPE_CHECKING:
@@ -51,8 +54,17 @@ class Space:
         layouts_of: LayoutsOf,
     ) -> None:
         self.job, self.cluster, self.pins = job, cluster, pins
-        self._graphs, self._strategies_of, self._layouts_of = graphs, strategies_of, layouts_of
-        self._choices: dict[tuple[int, int, int], tuple[LayoutChoice, ...]] = {}
+        self._graphs, self._known_ways = graphs, (strategies_of, layouts_of)
+        self._strategies_of = strategies_of = pins.rules.strategies(strategies_of)
+        self._layouts_of = pins.rules.layouts(layouts_of)
+        # Layouts and optimistic costs depend on nothing else, and may be known from another search.
+        on = (_digest(cluster), pins.rules.ways, *map(id, self._known_ways))
+        self._choices: dict[tuple[int, int, int], tuple[LayoutChoice, ...]] = graphs.kept.setdefault(
+            ("choices", on), {}
+        )
+        self._costs: dict[tuple[int, int, int], dict[str, UnitCost]] = graphs.kept.setdefault(
+            ("costs", on), {}
+        )
         self._sums: dict[tuple[int, int, int, bool], _Total] = {}
         self.chain = graphs.trace(pins.micro_batch or 1)
         pins = pins.without_tp(self.chain.random_ops)
@@ -63,7 +75,26 @@ class Space:
             if (met := graphs.trace(size).meetings) and not self.chain.meetings:
                 self.pins, self.candidates = self._candidates(pins, met)
                 break
-        self._optimist = Optimist(graphs, self.chain, cluster, strategies_of)
+        self.candidates = self._with_ways(self.candidates)
+        self._optimist = Optimist(graphs, self.chain, cluster, strategies_of, self._costs)
+
+    def _with_ways(self, found: list[Degrees]) -> list[Degrees]:
+        """Candidates whose tp leaves every op a way that the rules allow."""
+        rules = self.pins.rules
+        if not rules.ways:
+            return found
+        rules.check(self.chain)
+        refused = {tp: rules.refused(self.chain, *self._known_ways, tp) for tp in {d.tp for d in found}}
+        left = [degrees for degrees in found if not refused[degrees.tp]]
+        if not left:
+            tp = min(refused)
+            raise PlanError(
+                "pin or forbid",
+                refused[tp],
+                f"one of {rules.offers(self.chain, *self._known_ways, tp)}",
+                "name one of these, or change tp",
+            )
+        return left
 
     def _candidates(self, pins: Pins, meetings: Sequence[str]) -> tuple[Pins, list[Degrees]]:
         pins = pins.with_whole_batch(meetings, self.job.global_batch)
@@ -81,7 +112,7 @@ class Space:
 
     def changed(self, cluster: Cluster, pins: Pins) -> Space:
         """The space of the same model and job on another cluster or under other pins."""
-        return Space(self._graphs, self.job, cluster, pins, self._strategies_of, self._layouts_of)
+        return Space(self._graphs, self.job, cluster, pins, *self._known_ways)
 
     @property
     def repeats(self) -> frozenset[int]:
@@ -99,7 +130,8 @@ class Space:
         if key not in self._choices:
             graph = self._graphs.at(degrees.micro_batch)
             self._choices[key] = tuple(self._solved(graph, degrees.cp, degrees.tp))
-        return self._choices[key]
+        allows = self.pins.rules.allows_boundary
+        return tuple(c for c in self._choices[key] if allows(str(c.boundary), degrees.tp))
 
     def _solved(self, graph: ModelGraph, cp: int, tp: int) -> Iterator[LayoutChoice]:
         if cp == 1:
@@ -109,6 +141,8 @@ class Space:
 
         for cp_layouts in sequence_choices(graph, cp, tp, self.cluster):
             local = cut_graph(graph, cp_layouts, SEQUENCE, cp)
+            if self.pins.rules.refused(local, *self._known_ways, tp):
+                continue
             for choice in layout_choices(local, tp, self.cluster, self._strategies_of, self._layouts_of):
                 yield replace(choice, cp_layouts=cp_layouts)
 
@@ -143,7 +177,10 @@ class Space:
 
     def solve(self, degrees: Degrees, choice: LayoutChoice) -> Staging | None:
         """The best stages; None if nothing fits."""
-        return solve_staging(self._question(degrees, choice.costs, choice.sent_bytes))
+        question = self._question(degrees, choice.costs, choice.sent_bytes)
+        if self.pins.recompute is not None or len(self.pins.rules.recompute) == 3:
+            return solve_staging(question)
+        return best_of_allowed(question, self.pins.rules.recompute)
 
     def candidate(self, degrees: Degrees, choice: LayoutChoice, stages: Sequence[Assignment]) -> Candidate:
         """The plan in full, with its price."""
@@ -232,6 +269,10 @@ class Space:
     def _kept_bytes(self, kind: str, cost: UnitCost) -> float:
         may_recompute = self.pins.recompute is not False and self.chain.kinds[kind].path
         return min(cost.saved_bytes, cost.input_bytes) if may_recompute else cost.saved_bytes
+
+
+def _digest(cluster: Cluster) -> str:
+    return hashlib.sha256(msgspec.json.encode(cluster)).hexdigest()
 
 
 @dataclass(frozen=True, slots=True)

@@ -33,7 +33,7 @@ compute u is max((1 - overlap) t, t - u), so both pieces bound it.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from autoplan.cost.memory import ALLOCATOR_SLACK, StateRates, in_flight, largest_pair
@@ -44,7 +44,7 @@ from autoplan.search.solver import solve
 if TYPE_CHECKING:
     from ortools.math_opt.python import mathopt
 
-__all__ = ["Staging", "StagingQuestion", "largest_bytes", "solve_staging"]
+__all__ = ["Staging", "StagingQuestion", "best_of_allowed", "largest_bytes", "solve_staging"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +59,7 @@ class StagingQuestion:
         rates: bytes of state per element.
         limit_bytes, reserve_bytes: memory of a device, and what of it is not for tensors of ours.
         recompute: None to choose, or whether every unit that may be recomputed is.
+        some, not_all: at least one of them is; at least one is not.
     """
 
     runs: tuple[Run, ...]
@@ -71,6 +72,8 @@ class StagingQuestion:
     limit_bytes: float
     reserve_bytes: float
     recompute: bool | None = None
+    some: bool = False
+    not_all: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +82,19 @@ class Staging:
 
     stages: tuple[Assignment, ...]
     bound_s: float
+
+
+def best_of_allowed(question: StagingQuestion, allowed: frozenset[str]) -> Staging | None:
+    """The best cut of the chain whose recomputation is one of ``allowed`` (``none``, ``full``, ``mixed``)."""
+    ways = {
+        "none": replace(question, recompute=False),
+        "full": replace(question, recompute=True),
+        "mixed": replace(question, some=True, not_all=True),
+    }
+    found = [staging for name in sorted(allowed) if (staging := solve_staging(ways[name])) is not None]
+    if not found:
+        return None
+    return min(found, key=lambda staging: staging.bound_s)
 
 
 def solve_staging(question: StagingQuestion) -> Staging | None:
@@ -147,6 +163,12 @@ class _Program:
                     self.model.add_linear_constraint(again == count)
                 else:
                     self.model.add_linear_constraint(again <= count)
+        may = [(run, row) for run, row in zip(self.question.runs, self.r, strict=True) if run.repeats]
+        again = sum(variable for _, row in may for variable in row)
+        if self.question.some:
+            self.model.add_linear_constraint(again >= 1)
+        if self.question.not_all:
+            self.model.add_linear_constraint(again <= sum(run.count for run, _ in may) - 1)
 
     def _remember(self, stage: int) -> None:
         """The stage's memory, in units of the device's. Largest units are taken over all that it may hold."""
