@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from plans import hand_made_plan
 from results import hand_made_candidate, hand_made_result, infeasible_result
@@ -38,7 +39,7 @@ def found(monkeypatch: pytest.MonkeyPatch) -> Callable[[SearchResult], Calls]:
             return result
 
         monkeypatch.setattr("autoplan.search.search", search, raising=False)
-        monkeypatch.setattr(search_command, "_graphs", lambda *args: None)
+        monkeypatch.setattr(search_command, "graphs_of", lambda *args: None)
         return calls
 
     return install
@@ -130,7 +131,10 @@ def test_search_writes_the_plan(
     found(hand_made_result())
     path = tmp_path / "plan.json"
     assert main([*SEARCH, "--out", str(path)]) == 0
-    assert read_plan(path) == hand_made_candidate().plan
+    written = read_plan(path)
+    assert msgspec.structs.replace(written, asked={}) == hand_made_candidate().plan
+    assert written.hash() == hand_made_candidate().plan.hash()
+    assert written.asked == {"model": "llama3-8b", "cluster": "h100-sxm", "nodes": 8}
     assert capsys.readouterr().out.endswith(f"written to {path}\n")
 
 
@@ -163,7 +167,12 @@ def test_nothing_fits_as_json(
     assert data["status"] == "infeasible"
     assert data["plan"] is None
     assert data["gap"] is None  # JSON has no infinity
-    assert data["cures"][0] == {"option": "--nodes", "value": "2", "text": "use --nodes 2"}
+    assert data["cures"][0] == {
+        "option": "--nodes",
+        "value": "2",
+        "text": "use --nodes 2",
+        "step_s": None,
+    }
     assert set(data["error"]) == {"field", "value", "expected", "remedy"}
     assert err.count("\n") == 1
 
@@ -227,6 +236,7 @@ def test_the_options_of_search_are_the_ones_promised() -> None:
         *("-h", "--help", "--seq", "--global-batch", "--precision", "--optimizer"),
         *("--cluster", "--nodes", "--gpus"),
         *("--tp", "--pp", "--dp", "--fsdp", "--zero", "--micro-batch", "--recompute", "--no-recompute"),
+        *("--pin", "--forbid"),
         *("--moe-imbalance", "--moe-histogram", "--moe-capacity"),
         *("--gap", "--time-limit", "--top", "--json", "--out", "--trace", "--quiet"),
     }

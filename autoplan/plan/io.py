@@ -69,6 +69,10 @@ def write_plan(plan: Plan, path: str | Path) -> None:
 def plan_json(plan: Plan) -> str:
     """The text of a plan file: fields in the order of ``Plan``, keys of its maps sorted, one final newline."""
     packed = msgspec.json.encode(plan, order="deterministic")
+    if not plan.asked:
+        data = msgspec.json.decode(packed)
+        del data["asked"]
+        packed = msgspec.json.encode(data)
     return msgspec.json.format(packed, indent=2).decode() + "\n"
 
 

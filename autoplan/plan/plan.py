@@ -35,6 +35,9 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     ``stages`` are ``pp · vpp``, in the order of the model: with ``vpp`` above 1 a rank holds several, and
     ``stage_ranks`` says which.
 
+    ``asked`` is the question that the plan answers, as options of ``autoplan search``, so that other commands
+    can ask it again; it decides nothing and is no part of ``hash``.
+
     ``layouts`` maps a block kind and the name of an op or parameter to the name of its strategy on the
     tp axis (see ``graph.axes``); ``boundary`` is the layout of what passes between units. ``cp_layouts`` and
     ``cp_boundary`` are the same for the cp axis, where parameters are whole; it cuts first, so that ``layouts`` are
@@ -62,6 +65,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     layouts: dict[str, dict[str, str]] = {}
     cp_boundary: str = "R"
     cp_layouts: dict[str, dict[str, str]] = {}
+    asked: dict[str, int | float | str] = {}
 
     @property
     def world_size(self) -> int:
@@ -100,4 +104,6 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
 
     def hash(self) -> str:
         """A digest of every decision; ranks compare it before their first collective."""
-        return hashlib.sha256(msgspec.json.encode(self, order="sorted")).hexdigest()[:16]
+        decided = msgspec.to_builtins(self)
+        del decided["asked"]
+        return hashlib.sha256(msgspec.json.encode(decided, order="sorted")).hexdigest()[:16]

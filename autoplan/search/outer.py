@@ -40,6 +40,7 @@ def search(
     time_limit_s: float | None = None,
     progress: Callable[[str], object] | None = None,
     top: int = 5,
+    cures: bool = True,
     strategies_of: StrategiesOf | None = None,
     layouts_of: LayoutsOf | None = None,
 ) -> SearchResult:
@@ -56,6 +57,7 @@ def search(
         time_limit_s: stop then, if a plan has been found, with what bound there is.
         progress: told in a sentence how far the search has come.
         top: plans to return, the best included.
+        cures: if nothing fits, say what would mend it.
         strategies_of, layouts_of: ``graph.axes``, unless a test brings its own.
 
     Raises InputError or PlanError for a pin or a batch that cannot be, or a cluster of several types of
@@ -79,9 +81,11 @@ def search(
         tree = BranchAndBound(space, gap, stop_at, progress)
         tree.run()
         if not tree.found:
-            conflict, cures, core = explain(space, pin or {}, forbid)
             found = _result(tree, Status.INFEASIBLE, time.monotonic() - started)
-            return replace(found, conflict=conflict, cures=cures, conflicting=core)
+            if not cures:
+                return found
+            conflict, mended, core = explain(space, pin or {}, forbid)
+            return replace(found, conflict=conflict, cures=mended, conflicting=core)
         tree.more(top)
         best = tree.found[0].plan.micro_batch
         if graphs.confirm(best):

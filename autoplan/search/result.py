@@ -110,6 +110,7 @@ def _plan_json(plan: Plan | None, brief: bool = False) -> dict[str, Any] | None:
     data = msgspec.to_builtins(plan)
     data["recompute"] = plan.recompute
     data["world_size"] = plan.world_size
+    del data["asked"]
     if brief:
         del data["layouts"]
     return data

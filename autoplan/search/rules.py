@@ -23,9 +23,9 @@ if TYPE_CHECKING:
     from autoplan.graph.ir import Block, ModelGraph, Op
     from autoplan.search.layout_problem import LayoutsOf
 
-__all__ = ["NO_RULES", "Rules"]
+__all__ = ["NO_RULES", "NUMBERS", "Rules"]
 
-_NUMBERS = tuple(field.name for field in fields(Degrees))
+NUMBERS = tuple(field.name for field in fields(Degrees))
 _RECOMPUTE = ("none", "full", "mixed")
 _RELEASE = "change it, or leave it to the search"
 
@@ -77,7 +77,7 @@ class Rules:
                 boundary.append((str(value), True))
             elif "." in name:
                 ways.append(_WayRule(name, str(value), True))
-            elif name in known or name not in _NUMBERS:
+            elif name in known or name not in NUMBERS:
                 left[name] = value
             else:
                 held.append((name, str(value)))
@@ -90,10 +90,10 @@ class Rules:
                 if value not in _RECOMPUTE:
                     raise InputError("forbid", f"recompute={value}", "none, full or mixed", _RELEASE)
                 allowed.discard(value)
-            elif name in _NUMBERS:
+            elif name in NUMBERS:
                 banned.append((name, str(value)))
             else:
-                expected = f"one of {', '.join(_NUMBERS)}, recompute, boundary or BLOCK.OP"
+                expected = f"one of {', '.join(NUMBERS)}, recompute, boundary or BLOCK.OP"
                 raise InputError("forbid", name, expected, "forbid only these decisions")
         if not allowed:
             raise PlanError("forbid", "recompute", "one of none, full or mixed left to choose", _RELEASE)
