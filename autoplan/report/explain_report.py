@@ -20,7 +20,7 @@ from autoplan.search.counterfactual import Otherwise, difference
 from autoplan.search.result import Candidate, SearchResult
 from autoplan.units import bytes_binary, seconds
 
-__all__ = ["explain_json", "explain_report", "why_not_json", "why_not_report"]
+__all__ = ["explain_json", "explain_report", "plan_words", "why_not_json", "why_not_report"]
 
 _CAUSES = 2  # named for each difference
 _SMALL = 0.0005  # of a step: not worth naming
@@ -88,7 +88,7 @@ def _explained(
         ahead = step_s / best.best.estimate.step_time_s - 1
         if ahead > _SMALL:
             yield _price("the best ", best.best.estimate)
-            yield Text(f"  {_degrees(best.best.plan)}; this plan is {percent(ahead)} slower")
+            yield Text(f"  {plan_words(best.best.plan)}; this plan is {percent(ahead)} slower")
         yield Text(
             f"no plan of the space is below {seconds(best.bound_s)}: this one is within "
             f"{percent(step_s / best.bound_s - 1)} of that"
@@ -111,7 +111,7 @@ def _otherwise(mine: Candidate, found: SearchResult) -> tuple[str, str, str, str
     change = theirs.estimate.step_time_s / mine.estimate.step_time_s - 1
     parts, _ = difference(mine.estimate, theirs.estimate)
     return (
-        _degrees(theirs.plan),
+        plan_words(theirs.plan),
         seconds(theirs.estimate.step_time_s),
         _signed(change),
         _causes(parts, mine.estimate.step_time_s),
@@ -132,7 +132,7 @@ def _compared(mine: Candidate, asked: str, found: SearchResult, cluster: Cluster
     word = "slower" if more_s > 0 else "faster"
     share = abs(more_s) / mine.estimate.step_time_s
     verdict = f"{seconds(abs(more_s))} a step {word} ({percent(share)})" if share > _SMALL else "as fast"
-    yield Text.assemble((f"{asked}: ", "bold cyan"), f"{_degrees(theirs.plan)} is {verdict}")
+    yield Text.assemble((f"{asked}: ", "bold cyan"), f"{plan_words(theirs.plan)} is {verdict}")
     yield Text()
     parts, owners = difference(mine.estimate, theirs.estimate)
     yield _table("seconds a step", mine.estimate.parts, theirs.estimate.parts, parts, seconds)
@@ -183,7 +183,8 @@ def _signed(share: float) -> str:
     return f"{'−' if share < 0 else '+'}{percent(abs(share))}"
 
 
-def _degrees(plan: Plan) -> str:
+def plan_words(plan: Plan) -> str:
+    """A plan in a few words."""
     names = ("pp", "vpp", "dp", "fsdp", "cp", "tp", "ep")
     shown = " ".join(f"{name} {getattr(plan, name)}" for name in names if getattr(plan, name) > 1)
     sharding = f", ZeRO-{plan.zero}" if plan.zero else ""
@@ -195,7 +196,7 @@ def _degrees(plan: Plan) -> str:
 def _heading(plan: Plan, cluster: Cluster) -> Text:
     return Text.assemble(
         (plan.model, "bold"),
-        f" on {plan.world_size} × {cluster.device.name}, batch {plan.global_batch:,}: {_degrees(plan)}",
+        f" on {plan.world_size} × {cluster.device.name}, batch {plan.global_batch:,}: {plan_words(plan)}",
     )
 
 

@@ -11,8 +11,7 @@ so the cheapest plan of a cluster is its fastest one; energy also counts what is
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
@@ -23,7 +22,7 @@ if TYPE_CHECKING:
     from autoplan.hardware import Cluster
     from autoplan.plan import Job
 
-__all__ = ["Objective", "Run", "run_of"]
+__all__ = ["Objective", "Run", "require_power", "require_price", "run_of"]
 
 _BUSY = ("compute", "recompute", "optimizer")
 
