@@ -235,7 +235,17 @@ def test_the_options_of_search_are_the_ones_promised() -> None:
     assert options == {
         *("-h", "--help", "--seq", "--global-batch", "--precision", "--optimizer"),
         *("--cluster", "--nodes", "--gpus"),
-        *("--tp", "--pp", "--dp", "--fsdp", "--zero", "--micro-batch", "--recompute", "--no-recompute"),
+        *(
+            "--tp",
+            "--cp",
+            "--pp",
+            "--dp",
+            "--fsdp",
+            "--zero",
+            "--micro-batch",
+            "--recompute",
+            "--no-recompute",
+        ),
         *("--pin", "--forbid"),
         *("--moe-imbalance", "--moe-histogram", "--moe-capacity"),
         *("--gap", "--time-limit", "--top", "--json", "--out", "--trace", "--quiet"),
