@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from architectures import counted_flops, total_flops
+from architectures import FLOPS_DIFFER, counted_flops, total_flops
 from graph_runner import run
 from torch import Tensor, nn
 from zoo.architecture import Architecture
@@ -20,17 +20,6 @@ from autoplan.graph.trace import flatten_batch, trace
 ALL = {architecture.name: architecture for architecture in (*DECODERS, *MIXTURES, *RECURRENT)}
 QUICK = ("llama-3-8b", "gemma-2-9b", "gpt2-xl", "mixtral-8x22b", "deepseek-v3", "mamba-2.8b")
 """One of each kind: dense, alternating, fused weights, routed, latent attention with dense layers first, recurrent."""
-
-_LAST_STATE = "the model computes a last state that nothing reads, which the graph leaves out"
-FLOPS_DIFFER = {
-    "longcat-flash": "rows that the router sends to experts that do nothing count like others",
-    "minimax-text-01": _LAST_STATE,
-    "kimi-linear-48b-a3b": _LAST_STATE,
-    "olmo-hybrid-7b": _LAST_STATE,
-    "qwen3-next-80b-a3b": _LAST_STATE,
-    "qwen3.5-9b": _LAST_STATE,
-    "deepseek-v3.2": "products whose results only choose indices are counted in backward, where they do not run",
-}
 
 
 def check(architecture: Architecture) -> ModelGraph:

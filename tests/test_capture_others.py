@@ -1,4 +1,4 @@
-"""Everything that is no decoder-only language model, at tiny sizes: the graph has the model's parameters, loss, gradients."""
+"""Everything that is no decoder-only language model, at tiny sizes: the graph has the model's parameters, loss, gradients, FLOPs."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from architectures import FLOPS_DIFFER, counted_flops, total_flops
 from graph_runner import run
 from torch import Tensor, nn
 from zoo.architecture import Architecture
@@ -77,6 +78,8 @@ def check(architecture: Architecture) -> ModelGraph:
     for (name, buffer), (_, other) in zip(model.named_buffers(), twin.named_buffers(), strict=True):
         torch.testing.assert_close(buffer, other, msg=lambda text, n=name: f"{n}: {text}")
     assert bool(graph.meetings) or architecture.name not in MEET
+    equal = total_flops(graph) == counted_flops(twin, batch, example)
+    assert equal == (architecture.name not in FLOPS_DIFFER)
     return graph
 
 

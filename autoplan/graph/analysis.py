@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -91,6 +92,17 @@ def analyse(
     )  # fmt: skip
 
 
+@dataclass(frozen=True, slots=True)
+class _Run:
+    """One op as it ran: its arguments, what it made, and what it kept for backward."""
+
+    node: fx.Node
+    arguments: Any
+    made: Any
+    forward: _Kernels
+    saved: list[Tensor]
+
+
 class _Runner:
     def __init__(
         self,
@@ -114,7 +126,7 @@ class _Runner:
         self.kept_constants: set[int] = set()
         self.constants: set[int] = set()
         self.first_in: dict[int, str] = {}
-        self.keep_alive: list[Any] = []
+        self.runs: list[_Run] = []
         self.saved: list[Tensor] = []
 
     def run(self) -> None:
@@ -128,6 +140,21 @@ class _Runner:
                     self._source(node)
                 elif node.op == "call_function":
                     self._call(node)
+            reached = self._reached()
+            for run in self.runs:
+                self.ops.append(self._op(run, run.node in reached))
+
+    def _reached(self) -> set[fx.Node]:
+        """The nodes whose results a gradient comes back to: what is read for its order alone (a top-k's indices),
+        or not at all, has no backward pass."""
+        reached: set[fx.Node] = set()
+        for node in reversed(self.graph.nodes):
+            leaves = pytree.tree_leaves(self.env.get(node))
+            if any(isinstance(leaf, Tensor) and leaf.requires_grad for leaf in leaves) and any(
+                user.op == "output" or user in reached for user in node.users
+            ):
+                reached.add(node)
+        return reached
 
     def shared(self, inputs: Sequence[str]) -> tuple[str, ...]:
         """The inputs without gradient that the backward pass keeps."""
@@ -176,26 +203,26 @@ class _Runner:
         self.saved = []
         with _Kernels() as forward:
             made = kernel(*args, **kwargs)
-        backward = _backward(made, (args, kwargs))
-        value = pytree.tree_map_only(Tensor, _leaf, made)
-        self.keep_alive.append((made, self.saved))
-        self.env[node] = value
-        self._record(node, value, Origin.OP)
+        self.runs.append(_Run(node, (args, kwargs), made, forward, self.saved))
+        self.env[node] = pytree.tree_map_only(Tensor, _leaf, made)
+        self._record(node, self.env[node], Origin.OP)
+
+    def _op(self, run: _Run, reached: bool) -> Op:
+        node, forward = run.node, run.forward
+        backward = _backward(run.made, run.arguments) if reached else _Kernels()
         gemm = gemm_of(node)
-        self.ops.append(
-            Op(
-                node.name, str(node.target), _module_path(node, self.path), _op_kind(node, gemm, forward),
-                tuple(n.name for n in tensor_arguments(node)), node.name, forward.flops, backward.flops,
-                forward.nbytes, backward.nbytes, gemm, is_causal(node), self._saved(node), is_random(node),
-                self._routing(node, gemm), node.meta.get("window"),
-            )
+        return Op(
+            node.name, str(node.target), _module_path(node, self.path), _op_kind(node, gemm, forward),
+            tuple(n.name for n in tensor_arguments(node)), node.name, forward.flops, backward.flops,
+            forward.nbytes, backward.nbytes, gemm, is_causal(node), self._saved(run),
+            is_random(node), self._routing(node, gemm), node.meta.get("window"),
         )  # fmt: skip
 
-    def _saved(self, node: fx.Node) -> tuple[Saved, ...]:
+    def _saved(self, run: _Run) -> tuple[Saved, ...]:
         found = []
-        here = [(n.name, self.env[n]) for n in [*tensor_arguments(node), node]]
+        here = [(n.name, self.env[n]) for n in [*tensor_arguments(run.node), run.node]]
         names = {_storage(leaf): name for name, tree in here for leaf in pytree.tree_leaves(tree)}
-        for tensor in self.saved:
+        for tensor in run.saved:
             key = _storage(tensor)
             if key in self.constants:
                 self.kept_constants.add(key)

@@ -34,7 +34,7 @@ from autoplan.graph.layer_drop import NoLayerDrop
 from autoplan.graph.long_loops import NoLongLoops
 from autoplan.graph.substitute import substitute
 
-__all__ = ["CleanGraph", "export_clean", "not_captured"]
+__all__ = ["CleanGraph", "as_exported", "capturing", "export_clean", "not_captured"]
 
 _aten = torch.ops.aten
 _DROPPED = (
@@ -86,10 +86,7 @@ def export_clean(
     try:
         with (
             mode,
-            faithful(path or type(module).__name__),
-            NoLayerDrop(path or type(module).__name__),
-            NoLongLoops(path or type(module).__name__),
-            _unvalidated_distributions(),
+            capturing(path or type(module).__name__),
             kept_functions(),
             _use_lazy_graph_module(True),  # nobody runs the code that torch would write of each graph
         ):
@@ -127,6 +124,24 @@ def export_clean(
 
 
 @contextlib.contextmanager
+def capturing(path: str) -> Iterator[None]:
+    """While forward runs on fake tensors: what it may not do raises TraceError, which names ``path``."""
+    with faithful(path), NoLayerDrop(path), NoLongLoops(path), _unvalidated_distributions():
+        yield
+
+
+@contextlib.contextmanager
+def as_exported() -> Iterator[None]:
+    """While forward runs without being exported: it is told that it is, so that it keeps no fake tensors for later."""
+    flags = torch.compiler._is_compiling_flag, torch.compiler._is_exporting_flag
+    torch.compiler._is_compiling_flag = torch.compiler._is_exporting_flag = True
+    try:
+        yield
+    finally:
+        torch.compiler._is_compiling_flag, torch.compiler._is_exporting_flag = flags
+
+
+@contextlib.contextmanager
 def _unvalidated_distributions() -> Iterator[None]:
     """Checks of a distribution's arguments look at their values, and change no result."""
     before = Distribution._validate_args
@@ -141,6 +156,13 @@ def not_captured(path: str, error: Exception) -> TraceError:
     """What to say when torch cannot run the module at ``path`` on fake tensors."""
     place = _source_line(error)
     where = f", at {place}" if place else ""
+    if "Couldn't swap" in str(error):
+        return TraceError(
+            path,
+            "a module that forward converts to another dtype or device",
+            "parameters that forward leaves as they are",
+            f"convert it once, before training, or cast its weight where it is used{where}",
+        )
     return TraceError(
         path,
         _first_line(error),

@@ -22,6 +22,10 @@ from autoplan.errors import TraceError
 __all__ = ["check_hooks", "check_numbers", "faithful", "keep_no_grad"]
 
 _aten = torch.ops.aten
+_DRAWN = (
+    "a forward that takes the same way in every step",
+    "draw with torch, whose draws are part of the graph, or switch this off in the model's configuration",
+)
 _HOOKS = (Tensor.register_hook, Tensor.register_post_accumulate_grad_hook)
 
 
@@ -53,17 +57,19 @@ def faithful(path: str) -> Iterator[None]:
         TraceError: forward turns autocast or inference mode on, hooks a gradient, or draws from Python's or
             numpy's random numbers.
     """
-    python_state, numpy_state = random.getstate(), numpy.random.get_state()[1].tobytes()  # type: ignore[union-attr]
+    python_state, numpy_state = random.getstate(), _numpy_state()
     with _Watch(path):
         yield
     drawn = "random" if random.getstate() != python_state else None
-    if numpy.random.get_state()[1].tobytes() != numpy_state:  # type: ignore[union-attr]
+    if _numpy_state() != numpy_state:
         drawn = "numpy.random"
     if drawn is not None:
-        raise TraceError(
-            path, f"a number drawn with {drawn}", "a forward that takes the same way in every step",
-            "draw with torch, whose draws are part of the graph, or switch this off in the model's configuration",
-        )  # fmt: skip
+        raise TraceError(path, f"a number drawn with {drawn}", *_DRAWN)
+
+
+def _numpy_state() -> bytes:
+    _, keys, position, *_ = numpy.random.get_state()
+    return keys.tobytes() + bytes(str(position), "ascii")  # type: ignore[union-attr]
 
 
 class _Watch(TorchFunctionMode):

@@ -12,7 +12,7 @@ from contextlib import ExitStack, contextmanager
 from typing import Any
 
 from autoplan.graph.expert_loops import dbrx_experts, jetmoe_experts, jetmoe_gating, longcat_experts
-from autoplan.graph.recurrences import gated_recurrence, selective_scan
+from autoplan.graph.recurrences import gated_recurrence, selective_scan, weighted_averages
 
 __all__ = ["loops_as_operators"]
 
@@ -22,6 +22,7 @@ _REPLACEMENTS: tuple[tuple[str, str, Callable[[Any], Any]], ...] = (
         (kind, "mamba_selective_scan", lambda _: selective_scan)
         for kind in ("mamba", "falcon_mamba", "jamba", "zamba")
     ),
+    ("rwkv", "rwkv_linear_attention", weighted_averages),
     ("recurrent_gemma", "RecurrentGemmaRglru._rnn_scan", gated_recurrence),
     # these solve a triangular system row by row where they are exported, and by one operator where they train
     *((kind, "is_torchdynamo_exporting", lambda _: lambda: False) for kind in _DELTA_RULE),

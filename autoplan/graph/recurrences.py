@@ -15,7 +15,7 @@ from torch import Tensor
 
 from autoplan.graph.sources.linear_recurrence import linear_recurrence
 
-__all__ = ["gated_recurrence", "selective_scan"]
+__all__ = ["gated_recurrence", "selective_scan", "weighted_averages"]
 
 
 def selective_scan(
@@ -70,3 +70,39 @@ def gated_recurrence(original: Callable[..., Any]) -> Callable[..., Any]:
         return state_BSD.to(hidden_states.dtype), state_BSD[:, -1]
 
     return scan
+
+
+def weighted_averages(original: Callable[..., Any]) -> Callable[..., Any]:
+    """RWKV's averages of past values (arXiv:2305.13048, equation 16); from a given state, ``original``.
+
+    Numerator and denominator are each a recurrence, in units of ``exp(top)``, the largest weight so far, which
+    cancels: it is there for the range of floats only, and no gradient needs to pass it.
+    """
+
+    def average(
+        time_decay: Tensor,
+        time_first: Tensor,
+        key: Tensor,
+        value: Tensor,
+        state: Any = None,
+        return_state: bool = False,
+    ) -> Any:
+        if state is not None:
+            return original(time_decay, time_first, key, value, state, return_state)
+        decay_D, key_BSD, now_BSD = -torch.exp(time_decay), key.float(), key.float() + time_first
+        past_SD = torch.arange(key.shape[1], device=key.device)[:, None] * decay_D.detach().float()
+        top_BSD = past_SD + (key_BSD.detach() - past_SD).cummax(1).values
+        before_BSD = F.pad(top_BSD[:, :-1], (0, 0, 1, 0), value=-1e38)
+        largest_BSD = torch.maximum(before_BSD, now_BSD.detach())
+        fade_BSD = torch.exp(before_BSD + decay_D - top_BSD)
+        gain_BSD = torch.exp(key_BSD - top_BSD)
+        above_BSD = linear_recurrence(fade_BSD, gain_BSD * value, 1)
+        below_BSD = linear_recurrence(fade_BSD, gain_BSD, 1)
+        past_BSD, own_BSD = torch.exp(before_BSD - largest_BSD), torch.exp(now_BSD - largest_BSD)
+        numerator_BSD = past_BSD * F.pad(above_BSD[:, :-1], (0, 0, 1, 0)) + own_BSD * value
+        denominator_BSD = past_BSD * F.pad(below_BSD[:, :-1], (0, 0, 1, 0)) + own_BSD
+        made = (numerator_BSD / denominator_BSD).to(key.dtype)
+        last = [above_BSD[:, -1], below_BSD[:, -1], top_BSD[:, -1]]
+        return made, last if return_state else None
+
+    return average

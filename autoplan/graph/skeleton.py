@@ -26,7 +26,7 @@ from autoplan.graph.fold import Repeat
 from autoplan.graph.footprint import Footprint
 from autoplan.graph.node_like import node_like
 
-__all__ = ["BlockCall", "BlockStub", "Skeleton", "build_skeleton"]
+__all__ = ["BlockCall", "BlockStub", "Skeleton", "blocks_inline", "build_skeleton"]
 
 
 class _TensorSlot:
@@ -171,6 +171,31 @@ def _place_of(tensor: Tensor, among: list[Tensor]) -> int | None:
     return next((index for index, other in enumerate(among) if other is tensor), None)
 
 
+_INLINE: list[dict[Any, tuple[list[Tensor], tuple[Result, ...], pytree.TreeSpec]]] = []
+"""While blocks run in place, what those that ran gave."""
+
+
+@contextlib.contextmanager
+def blocks_inline() -> Iterator[None]:
+    """Within, a stub runs its block as part of its parent; a call like an earlier one gives new tensors like its."""
+    _INLINE.append({})
+    try:
+        yield
+    finally:
+        _INLINE.pop()
+
+
+def _run_inline(record: BlockCall, tensors: list[Tensor]) -> Any:
+    known, key = _INLINE[-1], _with_inputs(record, tensors).run_key()
+    if key in known:
+        like, record.results, record.output_spec = known[key]
+        return record.output([tensor.clone() for tensor in like], tensors)
+    args, kwargs = record.arguments(tensors)
+    made, record.results, record.output_spec = _results(record.path, record.block(*args, **kwargs), tensors)
+    known[key] = made, record.results, record.output_spec
+    return record.output(made, tensors)
+
+
 class BlockStub(nn.Module):
     """Stands where a repeated block stood.
 
@@ -222,6 +247,8 @@ class BlockStub(nn.Module):
         tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
         slots = [_SLOT if isinstance(leaf, Tensor) else leaf for leaf in leaves]
         record = BlockCall(*self._stub, self.__dict__["_block"], slots, spec)
+        if _INLINE:
+            return _run_inline(record, tensors)
         _ACTIVE.append(record)
         call = len(_ACTIVE) - 1
         with torch._C.DisableTorchFunction():  # shapes are read; modes need not see that

@@ -21,16 +21,18 @@ from autoplan.graph.called_again import count_calls, with_called_again
 from autoplan.graph.causal import free_bands, use_bands
 from autoplan.graph.chain import Chain, Link, cut_chain
 from autoplan.graph.collection import collection_held
-from autoplan.graph.export import CleanGraph, export_clean, not_captured
+from autoplan.graph.export import CleanGraph, as_exported, capturing, export_clean, not_captured
 from autoplan.graph.faithful import check_hooks
+from autoplan.graph.flows import differentiable
 from autoplan.graph.fold import Repeat, find_repeats
 from autoplan.graph.gpu_kernels import DeviceKind
 from autoplan.graph.ir import Block, ModelGraph, Unit
 from autoplan.graph.loops import loops_as_operators
 from autoplan.graph.loss_weight import find_weight, mean_nodes
+from autoplan.graph.other_batches import Recorded, how_samples_meet
 from autoplan.graph.routing import Routing
 from autoplan.graph.separable import meetings
-from autoplan.graph.skeleton import BlockCall, Skeleton, build_skeleton
+from autoplan.graph.skeleton import BlockCall, Skeleton, blocks_inline, build_skeleton
 from autoplan.precision import Precision
 
 __all__ = ["flatten_batch", "trace"]
@@ -87,7 +89,11 @@ def trace(
         graph = builder.build(name or type(model).__name__, int(tensors[0].shape[0]), shapes)
     except RuntimeError as error:  # torch cannot run an op of the graph on its own
         raise not_captured(type(model).__name__, error) from error
-    if graph.micro_batch == 1 and graph.meetings:  # one sample's dim is not always told from others of size 1
+    if not graph.meetings:
+        run = functools.partial(_run_with, skeleton, tensors, spec, loss, dtype)
+        reason = how_samples_meet(run, graph.micro_batch)
+        graph.meetings = (reason,) if reason is not None else ()
+    elif graph.micro_batch == 1:  # one sample's dim is not always told from others of size 1
         two = pytree.tree_map(lambda t: t.new_empty((2, *t.shape[1:]), device="meta"), batch)
         graph.meetings = trace(
             model, two, loss, precision, device=device, routing=routing, fold=fold
@@ -111,6 +117,23 @@ def _export_skeleton(
     with count_calls(skeleton.module) as counts:
         outer = export_clean(step, fakes, {}, skeleton.mode, type(model).__name__, root="model.")
     return skeleton, fakes, outer, counts
+
+
+def _run_with(
+    skeleton: Skeleton,
+    tensors: list[Tensor],
+    spec: pytree.TreeSpec,
+    loss: Loss | None,
+    dtype: torch.dtype | None,
+    samples: int,
+) -> Recorded:
+    """What forward does with ``samples`` samples, op by op."""
+    fakes = [_fake_input(t[:1].expand(samples, *t.shape[1:]), dtype, skeleton.mode) for t in tensors]
+    step = _Step(skeleton.module, spec, loss)
+    record = Recorded(fakes)
+    with skeleton.mode, capturing("model"), as_exported(), blocks_inline(), record:
+        step(*fakes)
+    return record
 
 
 def flatten_batch(batch: Any) -> tuple[list[str], list[Tensor], pytree.TreeSpec]:
@@ -223,10 +246,8 @@ class _Builder:
         self.chain: Chain = cut_chain(outer.graph, torch.ops.autoplan.block.default)
         self.bands = {f"free.{name}": band for name, band in free_bands(self.chain.free).items()}
         self.called: Counter[str] = Counter()
-        self.flows: dict[Any, set[int]] = {}
-        for link in self.chain.links:
-            if link.call is not None:
-                self.flows.setdefault(self._key(link), set()).update(_differentiable(link.reads))
+        self.flows: dict[Any, set[int]] = {}  # of each kind, the inputs that a gradient may flow into
+        self.differentiable: set[str] = set()  # and the chain's values that it may flow into
 
     def _key(self, link: Link) -> Any:
         """Calls with one key are calls of one kind."""
@@ -238,14 +259,14 @@ class _Builder:
         kinds: dict[str, Block] = {}
         keys: dict[Any, _Kind] = {}
         units: list[Unit] = []
-        differentiable: set[str] = set()
         for link in self.chain.links:
-            unit, block = (
-                self._call(link, keys, kinds) if link.call is not None else self._outer(link, differentiable)
-            )
+            if link.call is not None:
+                self._export(link, keys)
+        self._find_flows(keys)
+        for link in self.chain.links:
+            unit, block = self._call(link, keys, kinds) if link.call is not None else self._outer(link)
             kinds.setdefault(unit.kind, block)
             units.append(unit)
-            differentiable |= set(link.writes)
         means, weight, reasons = self._loss()
         self._prune_free(units, weight)
         free = self.analyse("free", "", self.chain.free, {}, self._buffers(self.chain.free), set())
@@ -270,15 +291,8 @@ class _Builder:
 
     def _call(self, link: Link, keys: dict[Any, _Kind], kinds: dict[str, Block]) -> tuple[Unit, Block]:
         assert link.call is not None
-        call = self.skeleton.call(link.call)
-        key = self._key(link)
-        bands = [self.bands.get(read) for read in link.reads]
-        if key not in keys:
-            keys[key] = self._export(call, bands, len(keys))
-            self._check_copies(call, bands, keys[key])
+        call, key = self.skeleton.call(link.call), self._key(link)
         kind = keys[key]
-        if call.footprint != kind.footprint:
-            raise _unlike(call.path, "the number that they are told")
         reads = tuple(link.reads[index] for index in kind.kept)
         block = kinds.get(kind.name)
         if block is None:
@@ -297,11 +311,41 @@ class _Builder:
         name = call.path if turn == 1 else f"{call.path}@{turn}"
         return Unit(name, kind.name, call.path, reads, tuple(link.writes)), block
 
-    def _export(self, call: BlockCall, bands: list[Band | None], number: int) -> _Kind:
-        clean = self._capture(call.block, call, bands)
-        present = {n.name for n in clean.graph.nodes if n.op == "placeholder"}
-        kept = [i for i, name in enumerate(clean.inputs) if name in present]
-        return _Kind(f"{type(call.block).__name__}_{number}", clean, kept, call.footprint)
+    def _export(self, link: Link, keys: dict[Any, _Kind]) -> None:
+        """Capture the kind of the block that ``link`` calls, unless an earlier call was of that kind."""
+        assert link.call is not None
+        call, key = self.skeleton.call(link.call), self._key(link)
+        if key not in keys:
+            bands = [self.bands.get(read) for read in link.reads]
+            clean = self._capture(call.block, call, bands)
+            present = {n.name for n in clean.graph.nodes if n.op == "placeholder"}
+            kept = [i for i, name in enumerate(clean.inputs) if name in present]
+            keys[key] = _Kind(f"{type(call.block).__name__}_{len(keys)}", clean, kept, call.footprint)
+            self._check_copies(call, bands, keys[key])
+        if call.footprint != keys[key].footprint:
+            raise _unlike(call.path, "the number that they are told")
+
+    def _find_flows(self, keys: dict[Any, _Kind]) -> None:
+        """Follow gradients through the chain, until no further value of it is found to have one."""
+        reached: dict[Any, set[str]] = {}
+        known = -1
+        while known < len(self.differentiable):
+            known = len(self.differentiable)
+            for link in self.chain.links:
+                if link.call is None:
+                    assert link.graph is not None
+                    self.differentiable |= differentiable(link.graph, self.differentiable) & set(link.writes)
+                    continue
+                key = self._key(link)
+                clean, flows = keys[key].clean, self.flows.setdefault(key, set())
+                flows |= {index for index, read in enumerate(link.reads) if read in self.differentiable}
+                given = key, frozenset(flows)
+                if given not in reached:
+                    reached[given] = differentiable(clean.graph, {clean.inputs[index] for index in flows})
+                made = next(n for n in clean.graph.nodes if n.op == "output").args[0]
+                self.differentiable |= {
+                    name for name, node in zip(link.writes, made, strict=True) if node.name in reached[given]
+                }
 
     def _capture(self, block: nn.Module, call: BlockCall, bands: list[Band | None]) -> CleanGraph:
         args, kwargs = call.arguments(_fresh(call.inputs, self.skeleton.mode))
@@ -318,7 +362,7 @@ class _Builder:
             if _text(self._capture(module, call, bands).graph) != expected:
                 raise _unlike(call.path, ", ".join(sorted(self.skeleton.counted[call.repeat])))
 
-    def _outer(self, link: Link, differentiable: set[str]) -> tuple[Unit, Block]:
+    def _outer(self, link: Link) -> tuple[Unit, Block]:
         assert link.graph is not None
         first, last = self.chain.links[0], self.chain.links[-1]
         name = (
@@ -333,7 +377,7 @@ class _Builder:
         use_bands(link.graph, {r.removeprefix("free."): self.bands[r] for r in link.reads if r in self.bands})
         present = {n.name for n in link.graph.nodes if n.op == "placeholder"}
         link.reads[:] = [r for r in link.reads if r not in self.bands or r.removeprefix("free.") in present]
-        inputs = {n.name for n in link.graph.nodes if n.op == "placeholder" and n.name in differentiable}
+        inputs = {n.name for n in link.graph.nodes if n.op == "placeholder" and n.name in self.differentiable}
         parameters = {n.name: str(n.target) for n in link.graph.nodes if n.meta.get("parameter")}
         block = self.analyse(name, "", link.graph, parameters, self._buffers(link.graph), inputs)
         return Unit(name, name, "", tuple(link.reads), tuple(link.writes)), block
@@ -405,11 +449,6 @@ class _Builder:
         for node in list(self.chain.free.nodes):
             if node.op in ("placeholder", "get_attr") and not node.users:
                 self.chain.free.erase_node(node)
-
-
-def _differentiable(reads: list[str]) -> set[int]:
-    """Which of a call's inputs a gradient may flow into; free values and the batch have none."""
-    return {index for index, read in enumerate(reads) if not read.startswith(("free.", "batch."))}
 
 
 def _unlike(path: str, by: str) -> TraceError:
