@@ -20,6 +20,7 @@ from autoplan.rewrite import StageModule, free_module, inputs_of
 from autoplan.runtime.checkpoint import Checkpoints
 from autoplan.runtime.clipping import clip, global_norm
 from autoplan.runtime.data_parallel import before_backward
+from autoplan.runtime.failures import clear_failures
 from autoplan.runtime.huggingface import load_safetensors, save_safetensors
 from autoplan.runtime.pipeline import Chunks, Pipeline
 from autoplan.runtime.state import aliases, gather
@@ -101,7 +102,15 @@ class Program(nn.Module):
         With ``max_grad_norm``, gradients are cut to that global norm first, and ``grad_norm`` is what it was
         (``math.inf`` only measures). Gradients are left in place until the next step, as
         ``optimizer.zero_grad`` would be called then.
+
+        Raises:
+            PlanError, ModelError: the batch is of another size or shape than was planned for.
+            DistributedError: another rank has failed, has gone, or hangs beyond the process group's timeout.
         """
+        with clear_failures():
+            return self._step(batch, max_grad_norm)
+
+    def _step(self, batch: Any, max_grad_norm: float | None) -> Tensor:
         self.optimizer.zero_grad(set_to_none=True)
         share, micro_batches, scale = self._prepare(batch)
         if self._pipeline is not None:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
-from autoplan.errors import AutoplanError, DistributedError, PlanError
+from autoplan.errors import AutoplanError, DistributedError, InputError, PlanError
 from autoplan.plan import Plan, Precision
 
 __all__ = [
@@ -49,14 +50,27 @@ class World:
         return self.mesh[name] if self.mesh is not None else None
 
 
+TIMEOUT_VARIABLE = "AUTOPLAN_TIMEOUT"
+"""Environment variable with the seconds that a rank waits for the others in a collective; torch's default without."""
+
+
 def join() -> bool:
     """Join the process group that torchrun describes, if there is one and it is not joined yet."""
     if dist.is_initialized() or int(os.environ.get("WORLD_SIZE", "1")) == 1:
         return False
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
-    dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
+    dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo", timeout=_timeout())
     return True
+
+
+def _timeout() -> timedelta | None:
+    text = os.environ.get(TIMEOUT_VARIABLE)
+    if text is None:
+        return None
+    if not text.isascii() or not text.isdecimal() or not 0 < int(text) < 10**7:
+        raise InputError(TIMEOUT_VARIABLE, text, "a whole number of seconds", f"set {TIMEOUT_VARIABLE}=600")
+    return timedelta(seconds=int(text))
 
 
 def world_size() -> int:
@@ -84,6 +98,9 @@ def lay_mesh(plan: Plan, started: bool) -> World:
         started = True
     names = ("pp", "dp", "fsdp", "tp")
     mesh = init_device_mesh(kind, (plan.pp, plan.replicas, plan.shard_ranks, plan.tp), mesh_dim_names=names)
+    if (timeout := _timeout()) is not None:
+        for axis in names:
+            dist.distributed_c10d._set_pg_timeout(timeout, mesh[axis].get_group())
     place = dict(zip(names, mesh.get_coordinate() or [], strict=True))
     data_rank = (place["dp"] * plan.shard_ranks + place["fsdp"]) // plan.cp
     return World(mesh, device, place["pp"], data_rank, plan.data_ranks, started, _cp_group(plan))
@@ -95,7 +112,7 @@ def _cp_group(plan: Plan) -> str:
         return ""
     ranks = torch.arange(plan.world_size).view(-1, plan.cp, plan.tp)
     groups = ranks.transpose(1, 2).reshape(-1, plan.cp).tolist()
-    group, _ = dist.new_subgroups_by_enumeration(groups)
+    group, _ = dist.new_subgroups_by_enumeration(groups, timeout=_timeout())
     assert isinstance(group, dist.ProcessGroup)
     return group.group_name
 
