@@ -1,0 +1,89 @@
+"""A local graph as the source of a class that somebody may read: its ops in order, grouped by the model's modules."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from types import ModuleType
+from typing import Any
+
+from torch import fx
+
+from autoplan.errors import PlanError
+
+__all__ = ["GROUP", "Code", "class_names", "forward_code"]
+
+GROUP = "<tensor-parallel group>"
+"""Stands for the name of the tp axis's process group, which is known when the script runs."""
+
+_FREED = re.compile(r";\s+\w+ = (?:\w+ = )*None(?=\s|$)")
+_STANDARD = {"torch", "device", "inf", "nan"}
+
+
+@dataclass(frozen=True, slots=True)
+class Code:
+    """A ``forward`` method, the functions of this package that it calls, and the imports that it needs."""
+
+    text: str
+    calls: tuple[Any, ...]
+    imports: tuple[str, ...]
+
+
+def forward_code(graph: fx.Graph, paths: Mapping[str, str] | None = None) -> Code:
+    """The method that runs ``graph``. ``paths`` gives the module of each op, by its name, for comments.
+
+    Raises:
+        PlanError: the graph calls something that no script can name.
+    """
+    code = graph.python_code("self")
+    text, calls, imports = code.src, [], set()
+    for name, value in code.globals.items():
+        if not re.search(rf"\b{re.escape(name)}\b", text) or name in _STANDARD:
+            continue
+        if isinstance(value, ModuleType):
+            imports.add(f"import {value.__name__} as {name}")
+        elif value is type(None):
+            text = re.sub(rf"\b{name}\b", "None", text)
+        elif getattr(value, "__module__", "").startswith("autoplan."):
+            own = value.__name__
+            text = re.sub(rf"\b{own}\b", f"{own}_0", text)  # a result may be called as the function is
+            text = re.sub(rf"\b{re.escape(name)}\b", own, text)
+            calls.append(value)
+        elif "<" not in getattr(value, "__qualname__", "<") and "." not in value.__qualname__:
+            imports.add(f"from {value.__module__} import {value.__qualname__} as {name}")
+        else:
+            raise PlanError(
+                "model", repr(value), "calls that a script can name", "run the plan with autoplan.parallelize"
+            )
+    text = text.replace(f"'{GROUP}'", "TP_GROUP")
+    text = re.sub(r"device\(type='\w+'(?:, index=\d+)?\)", "DEVICE", text)
+    return Code(_laid_out(text, paths or {}), tuple(calls), tuple(sorted(imports)))
+
+
+def _laid_out(text: str, paths: Mapping[str, str]) -> str:
+    """The method's lines, with a comment wherever another module of the model begins."""
+    lines, last = [], None
+    for line in text.strip().splitlines():
+        line = _FREED.sub("", line).rstrip()
+        assigned = re.match(r"\s+(\w+) = ", line)
+        path = paths.get(assigned[1]) if assigned else None
+        if path is not None and path != last:
+            lines.append(f"    # {path or 'the model itself'}")
+            last = path
+        if line.strip():
+            lines.append(line)
+    return "\n".join("    " + line for line in lines)
+
+
+def class_names(kinds: Iterable[str], taken: Iterable[str]) -> dict[str, str]:
+    """A class name for each kind of block, none of them ``taken``: ``between.3`` → ``Between3``."""
+    names: dict[str, str] = {}
+    used = {*taken}
+    for kind in kinds:
+        words = re.split(r"\W+|_+", kind)
+        plain = "".join(word[:1].upper() + word[1:] for word in words if word) or "Block"
+        name = next(n for n in (plain, *(f"{plain}Block{i}" for i in range(len(used) + 1))) if n not in used)
+        used.add(name)
+        names[kind] = name
+    return names
