@@ -87,24 +87,20 @@ class _Linker:
 
 def _names_at_once(statement: ast.stmt) -> set[str]:
     """The names that a statement needs when it runs, not those in the bodies of functions."""
+    inside: set[str] = set()
     if isinstance(statement, ast.FunctionDef):
-        parts: list[ast.AST] = [
-            *statement.decorator_list,
-            *statement.args.defaults,
-            *statement.args.kw_defaults,
-        ]  # type: ignore[list-item]
+        defaults = [*statement.args.defaults, *statement.args.kw_defaults]
+        parts: list[ast.AST] = [*statement.decorator_list, *(d for d in defaults if d is not None)]
     elif isinstance(statement, ast.ClassDef):
-        inner = [part for part in statement.body if not isinstance(part, ast.FunctionDef)]
-        functions = [part for part in statement.body if isinstance(part, ast.FunctionDef)]
-        parts = [
-            *statement.decorator_list,
-            *statement.bases,
-            *(p for p in inner if not isinstance(p, ast.AnnAssign)),
-        ]
-        return {n for part in parts for n in _names(part)} | {n for f in functions for n in _names_at_once(f)}
+        parts = [*statement.decorator_list, *statement.bases]
+        for part in statement.body:
+            if isinstance(part, ast.FunctionDef):
+                inside |= _names_at_once(part)
+            elif not isinstance(part, ast.AnnAssign):  # an annotation is never evaluated
+                parts.append(part)
     else:
         parts = [statement]
-    return {name for part in parts if part is not None for name in _names(part)}
+    return inside | {name for part in parts for name in _names(part)}
 
 
 @cache
