@@ -139,15 +139,8 @@ def build_model():
 '''
 
 _PARTS = """\
-    model, batch = made[:2] if isinstance(made, tuple) else (made, None)
-    if batch is None:
-        batch = getattr(model, "example_batch", None)
-    if batch is None:
-        return model, example_batch(model)
-    if callable(batch):
-        return model, batch(GLOBAL_BATCH)
-    rows = lambda tensor: torch.cat([tensor] * (GLOBAL_BATCH // tensor.shape[0] + 1))[:GLOBAL_BATCH]
-    return model, pytree.tree_map(rows, batch)
+    model = made[0] if isinstance(made, tuple) else made
+    return model, example_batch(model)
 """
 
 
