@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import msgspec
@@ -243,3 +244,19 @@ def test_bf16_computes_in_bfloat16_and_keeps_float32_weights(two: Ranks) -> None
         for losses, kept in two(_in_bf16, case):
             assert losses == pytest.approx(alone, rel=2e-2)
             assert kept == "torch.float32"
+
+
+def _profiled(path: str) -> tuple[int, set[str]]:
+    program = _program(Case(dp=2))
+    batch = program.shard(make_batch("gpt", program.plan.global_batch, 0))
+    with program.profile(path) as profiler:
+        program.step(batch)
+    return get_rank(), {entry.key for entry in profiler.key_averages()}
+
+
+def test_each_rank_writes_a_trace_of_its_steps(two: Ranks, tmp_path: Path) -> None:
+    for rank, seen in two(_profiled, str(tmp_path / "step.json")):
+        events = json.loads((tmp_path / f"step.rank{rank}.json").read_text())["traceEvents"]
+        names = {event.get("name") for event in events}
+        assert "aten::linear" in names & seen
+        assert any("all" in name and "reduce" in name for name in seen)

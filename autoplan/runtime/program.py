@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import contextlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
@@ -220,6 +221,23 @@ class Program(nn.Module):
         Every rank must call it; one tensor at a time is whole in memory. Raises CheckpointError.
         """
         save_safetensors(self, directory, dtype, file_bytes)
+
+    @contextlib.contextmanager
+    def profile(self, path: str | Path) -> Iterator[torch.profiler.profile]:
+        """torch's profiler around the steps inside; each rank writes a Chrome trace.
+
+        ``path`` becomes ``NAME.rankN.json`` where there are several ranks. Yields the profiler, whose
+        ``key_averages()`` sums up by op.
+        """
+        kinds = [torch.profiler.ProfilerActivity.CPU]
+        if self.world.device.type == "cuda":
+            kinds.append(torch.profiler.ProfilerActivity.CUDA)
+        file = Path(path)
+        if world_size() > 1:
+            file = file.with_name(f"{file.stem}.rank{dist.get_rank()}{file.suffix or '.json'}")
+        with torch.profiler.profile(activities=kinds) as profiler:
+            yield profiler
+        profiler.export_chrome_trace(str(file))
 
     def close(self) -> None:
         """Wait for a checkpoint that is being written, and end the process group if ``parallelize`` started it."""
