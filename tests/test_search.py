@@ -183,7 +183,7 @@ def test_a_time_limit_still_gives_a_plan() -> None:
     result = find(time_limit_s=0.0, gap=0.0)
     assert result.plan is not None
     assert result.bound_s <= step_s(result)
-    assert result.status is not Status.OPTIMAL or result.gap < 1e-6
+    assert result.status is Status.LIMIT or result.gap < 1e-6
 
 
 def test_progress_is_told_in_sentences() -> None:
@@ -203,11 +203,12 @@ print(msgspec.json.encode(data).decode())
 
 
 def test_the_same_question_has_the_same_answer_byte_for_byte() -> None:
+    """Whatever the hash seed, the number of threads, and what was imported first."""
     answers = set()
-    for seed in ("1", "2"):
-        environment = {**os.environ, "PYTHONHASHSEED": seed}
+    for seed, threads, first in (("1", "1", "ortools.math_opt.python.mathopt, torch"), ("2", "2", "torch")):
+        environment = {**os.environ, "PYTHONHASHSEED": seed, "OMP_NUM_THREADS": threads}
         done = subprocess.run(
-            [sys.executable, "-c", SCRIPT],
+            [sys.executable, "-c", f"import {first}\n{SCRIPT}"],
             env=environment,
             cwd=Path(__file__).parent,
             capture_output=True,
