@@ -30,6 +30,7 @@ from autoplan.graph.ir import Block, ModelGraph, Unit
 from autoplan.graph.loops import loops_as_operators
 from autoplan.graph.loss_weight import find_weight, mean_nodes
 from autoplan.graph.other_batches import Recorded, how_samples_meet
+from autoplan.graph.own_parameters import check_trainable, tied, unused
 from autoplan.graph.routing import Routing
 from autoplan.graph.separable import meetings
 from autoplan.graph.skeleton import BlockCall, Skeleton, blocks_inline, build_skeleton
@@ -280,12 +281,12 @@ class _Builder:
             free,
             self.chain.loss,
             weight,
-            _tied(own, units, kinds),
+            tied(own, units, kinds),
             shapes,
-            unused=_unused(own, units, kinds),
+            unused=unused(own, units, kinds),
         )
         graph.meetings = (*reasons, *meetings(graph, means))
-        _check_trainable(graph, self.model)
+        check_trainable(graph, self.model)
         graph.fingerprint = _fingerprint(graph)
         return graph
 
@@ -485,47 +486,6 @@ def _text(graph: fx.Graph) -> list[str]:
         str((n.target, fx.map_arg((n.args, n.kwargs), lambda source: number.get(source, source.name))))
         for n in calls
     ]
-
-
-def _tied(
-    own: dict[str, nn.Parameter], units: list[Unit], kinds: dict[str, Block]
-) -> tuple[tuple[tuple[str, str], ...], ...]:
-    """Groups of (unit, value) that are one parameter, found by the identity of the model's ``own`` parameters."""
-    groups: dict[int, list[tuple[str, str]]] = {}
-    for unit in units:
-        for value, relative in kinds[unit.kind].parameters.items():
-            full = f"{unit.path}.{relative}" if unit.path else relative
-            groups.setdefault(id(own[full]), []).append((unit.name, value))
-    return tuple(tuple(group) for group in groups.values() if len(group) > 1)
-
-
-def _check_trainable(graph: ModelGraph, model: nn.Module) -> None:
-    """A loss that no parameter has a part in was captured wrong, or is no training."""
-    if not graph.unused:
-        return
-    trainable = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
-    if trainable and all(name in graph.unused for name in trainable):
-        raise TraceError(
-            "loss", f"a loss that reads none of the {len(trainable)} trainable parameters",
-            "a loss of the model's output", "return the loss of what the model computed, without torch.no_grad",
-        )  # fmt: skip
-
-
-def _unused(
-    own: dict[str, nn.Parameter], units: list[Unit], kinds: dict[str, Block]
-) -> dict[str, tuple[int, ...]]:
-    """Names and shapes of the model's ``own`` parameters that no unit holds, each once."""
-    held = {
-        id(own[f"{unit.path}.{relative}" if unit.path else relative])
-        for unit in units
-        for relative in kinds[unit.kind].parameters.values()
-    }
-    left = {}
-    for name, parameter in own.items():
-        if id(parameter) not in held:
-            held.add(id(parameter))
-            left[name] = tuple(parameter.shape)
-    return left
 
 
 def _fingerprint(graph: ModelGraph) -> str:
