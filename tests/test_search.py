@@ -77,11 +77,13 @@ def test_nothing_in_the_space_beats_the_bound() -> None:
         toy_layouts,
     )
     prices = []
-    for degrees in space.candidates:
+    seen = [variant for degrees in space.candidates for variant in (degrees, *space.variants(degrees))]
+    assert len(seen) == space.count == result.candidates
+    for degrees in seen:
         for choice in space.choices(degrees):
             if staging := space.solve(degrees, choice):
                 prices.append(space.candidate(degrees, choice, staging.stages).estimate.step_time_s)
-    assert len(prices) > 50
+    assert len(prices) > 200
     assert result.bound_s <= min(prices) * (1 + 1e-4)
     assert step_s(result) <= min(prices) * (1 + result.gap + 1e-9)
 
@@ -120,6 +122,12 @@ def test_more_memory_or_bandwidth_is_never_worse(memory: float, factor: float) -
         {"micro_batch": 2},
         {"recompute": "full"},
         {"recompute": "none", "pp": 4},
+        {"schedule": "1f1b", "vpp": 1},
+        {"schedule": "gpipe"},
+        {"schedule": "interleaved", "vpp": 3},
+        {"schedule": "zbv", "tp": 2},
+        {"vpp": 2},
+        {"schedule": "dualpipe-v", "recompute": "full"},
     ],
 )
 def test_pins_are_kept(pin: dict[str, Any]) -> None:
@@ -139,6 +147,10 @@ def test_pins_are_kept(pin: dict[str, Any]) -> None:
         ({"pp": 4, "tp": 4}, PlanError, "pp · dp · fsdp · cp · tp: got 16"),
         ({"zero": 1, "fsdp": 1}, PlanError, "zero: got 1, expected 0 where fsdp is 1"),
         ({"micro_batch": 3}, PlanError, "micro_batch: got 3, expected a divisor of the global batch, 32"),
+        ({"schedule": "2f2b"}, InputError, "schedule: got '2f2b', expected one of gpipe, 1f1b, interleaved"),
+        ({"schedule": "zbv", "vpp": 3}, PlanError, "vpp: got 3, expected 2, the stages that each rank holds"),
+        ({"schedule": "zbv", "pp": 1}, PlanError, "schedule: got 'zbv', expected left out, as pp is 1"),
+        ({"vpp": 2, "pp": 1}, PlanError, "vpp: got '2', expected left out, as pp is 1"),
         ({"recompute": "some"}, InputError, "recompute: got 'some', expected none or full"),
     ],
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import math
 
@@ -13,7 +14,7 @@ from test_cost_toys import toy_cluster, toy_graph, toy_layouts, toy_strategies
 from autoplan.cost.degrees import Degrees
 from autoplan.cost.step import Assignment
 from autoplan.graph.ir import ModelGraph
-from autoplan.plan import Job, Precision
+from autoplan.plan import Job, Precision, Schedule, validate_plan
 from autoplan.search.graphs import Graphs
 from autoplan.search.pins import Pins
 from autoplan.search.pipeline_bound import pipeline_bound_s
@@ -85,10 +86,74 @@ def test_bounds_only_grow_and_never_pass_the_price(case: tuple[Space, Degrees]) 
         assert staging.bound_s <= estimate.step_time_s * slack
 
 
+@settings(max_examples=150, deadline=None)
+@given(spaces(), st.data())
+def test_bounds_of_other_schedules_only_grow_and_end_in_the_price(
+    case: tuple[Space, Degrees], data: st.DataObject
+) -> None:
+    space, degrees = case
+    variants = space.variants(degrees)
+    if not variants:
+        return
+    variant = data.draw(st.sampled_from(variants))
+    any_schedule = space.first_bound_s(degrees, any_schedule=True)
+    rough, chain = space.first_bound_s(variant), space.optimistic_bound_s(variant)
+    slack = 1 + 1e-9
+    assert any_schedule <= rough * slack
+    for choice in space.choices(variant):
+        layout = space.choice_bound_s(variant, choice)
+        staging = space.solve(variant, choice)
+        assert (staging is not None) == (layout < math.inf)
+        if staging is None:
+            continue
+        candidate = space.candidate(variant, choice, staging.stages)
+        validate_plan(candidate.plan)
+        assert candidate.estimate.fits
+        assert max(any_schedule, rough, chain, layout) <= staging.bound_s * slack
+        assert staging.bound_s == candidate.estimate.step_time_s
+        known = space.work_bound_s(variant), space.first_bound_s(variant), space.optimistic_bound_s(variant)
+        assert max(known) <= staging.bound_s * slack
+
+
+@settings(max_examples=30, deadline=None)
+@given(spaces(), st.data())
+def test_a_rank_recomputes_no_more_than_it_must(case: tuple[Space, Degrees], data: st.DataObject) -> None:
+    """One unit less on any rank that recomputes, and it no longer fits."""
+    space, degrees = case
+    variants = [v for v in space.variants(degrees) if space.pins.recompute is None]
+    if not variants:
+        return
+    variant = data.draw(st.sampled_from(variants))
+    choice = space.choices(variant)[0]
+    staging = space.solve(variant, choice)
+    if staging is None:
+        return
+    ranges = [(stage.start, stage.stop) for stage in staging.stages]
+    assert ranges[0][0] == 0 and ranges[-1][1] == len(space.chain.units)
+    assert all(a[1] == b[0] and a[0] < a[1] for a, b in itertools.pairwise(ranges))
+    ranks = variant.stage_ranks
+    for rank in range(variant.pp):
+        held = [stage.recompute for stage, home in zip(staging.stages, ranks, strict=True) if home == rank]
+        if not any(held):
+            continue
+        # the last in turn: of the stages that recompute the most, the last
+        most = max(map(len, held))
+        place = max(
+            i for i, stage in enumerate(staging.stages) if ranks[i] == rank and len(stage.recompute) == most
+        )
+        stage = staging.stages[place]
+        fewer = dataclasses.replace(stage, recompute=stage.recompute - {max(stage.recompute)})
+        stages = [*staging.stages[:place], fewer, *staging.stages[place + 1 :]]
+        assert not space.candidate(variant, choice, stages).estimate.fits
+
+
 @settings(max_examples=12, deadline=None)
 @given(spaces())
 def test_no_staging_is_missed(case: tuple[Space, Degrees]) -> None:
+    """Of 1F1B; stages of other schedules are cut evenly."""
     space, degrees = case
+    if degrees.schedule is not Schedule.ONE_F_ONE_B:
+        return
     if math.comb(len(space.chain.units) - 1, degrees.pp - 1) * 3**degrees.pp > 3000:
         return
     for choice in space.choices(degrees):

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from autoplan.cli.arguments import one_of, ratio, whole_number
 from autoplan.errors import InputError
+from autoplan.plan.schedule import Schedule
 
 if TYPE_CHECKING:
     from autoplan.cli.progress import LateProgress
@@ -33,7 +34,7 @@ __all__ = [
 ]
 
 _OPTIMIZER_STATES = {"adamw": 2, "sgd": 0}
-_PINS = ("tp", "cp", "pp", "dp", "fsdp", "micro_batch")
+_PINS = ("tp", "cp", "pp", "vpp", "dp", "fsdp", "micro_batch", "schedule")
 _ASKED = (
     "model",
     "seq",
@@ -145,12 +146,19 @@ def add_pins(parser: argparse.ArgumentParser) -> None:
     for name, meaning in (
         ("tp", "GPUs that share each op (tensor parallel)"),
         ("cp", "GPUs that share each sequence (context parallel)"),
-        ("pp", "pipeline stages"),
+        ("pp", "GPUs that one sample passes through (pipeline parallel)"),
+        ("vpp", "stages that each of these GPUs holds (virtual stages)"),
         ("dp", "whole copies of the training state (data parallel)"),
         ("fsdp", "GPUs that shard one copy of it"),
         ("micro-batch", "samples that a GPU runs at once"),
     ):
         pins.add_argument(f"--{name}", metavar="N", type=whole_number(f"--{name}"), help=meaning)
+    pins.add_argument(
+        "--schedule",
+        metavar="NAME",
+        type=one_of("--schedule", *Schedule),
+        help=f"the order of micro-batches in a pipeline: {', '.join(Schedule)}",
+    )
     pins.add_argument(
         "--zero",
         metavar="N",

@@ -60,7 +60,7 @@ def _check_batch(plan: Plan) -> None:
 def _check_schedule(plan: Plan) -> None:
     schedule, needs = plan.schedule, SCHEDULE_NEEDS[plan.schedule]
     if plan.pp == 1:
-        for name, value, only in (("schedule", schedule, Schedule.ONE_F_ONE_B), ("vpp", plan.vpp, 1)):
+        for name, value, only in (("schedule", schedule.value, Schedule.ONE_F_ONE_B), ("vpp", plan.vpp, 1)):
             if value != only:
                 raise PlanError(name, value, f"{only}, as pp is 1 and there is no pipeline", _CORRECT)
     if needs.vpp is not None and plan.vpp != needs.vpp:

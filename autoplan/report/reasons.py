@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from autoplan.hardware import Cluster
-from autoplan.plan import Plan
+from autoplan.plan import Plan, Schedule
 from autoplan.search.result import Candidate
 from autoplan.units import bytes_binary
 
@@ -72,7 +72,9 @@ def _pipeline(best: Candidate, cluster: Cluster) -> str:
     units = str(lengths[0]) if len(lengths) == 1 else f"{lengths[0]} to {lengths[-1]}"
     bubble = best.estimate.parts.get("bubble", 0.0) / best.estimate.step_time_s
     sends = _link(cluster, plan.pp, plan.world_size // plan.pp)
-    return f"stages of {units} units over {sends}; bubble {percent(bubble)}"
+    held = f", {plan.vpp} a rank," if plan.vpp > 1 else ""
+    order = "" if plan.schedule is Schedule.ONE_F_ONE_B else f"{plan.schedule}, "
+    return f"{order}stages of {units} units{held} over {sends}; bubble {percent(bubble)}"
 
 
 def _replicas(plan: Plan, cluster: Cluster) -> str:

@@ -3,6 +3,8 @@
 A candidate (degrees, state sharding, micro-batch) waits in a queue under a lower bound of its step time.
 The one with the least is taken out and looked at more closely:
 
+    FAMILY   whatever the schedule: one entry for each schedule      microseconds
+             and number of stages a rank
     ROUGH    closed form over the whole chain                        microseconds
     CHAIN    memory, recomputation and stages, without layouts       a millisecond
     LAYOUT   one entry for each choice of layouts: solve the         a tenth of a second for the first of
@@ -39,6 +41,7 @@ _EXTRA = 400  # looks at candidates, after the proof, to find runners-up
 class _Level(IntEnum):
     """How closely a candidate has been looked at."""
 
+    FAMILY = -1
     ROUGH = 0
     CHAIN = 1
     LAYOUT = 2
@@ -90,6 +93,9 @@ class BranchAndBound:
             bound_s = self.space.first_bound_s(degrees)
             if bound_s < math.inf:
                 self._queue.append(_Entry(bound_s, -_Level.ROUGH, degrees))
+                if self.space.stands_for(degrees):
+                    bound_s = self.space.first_bound_s(degrees, any_schedule=True)
+                    self._queue.append(_Entry(bound_s, -_Level.FAMILY, degrees))
         heapq.heapify(self._queue)
         looks = 0
         while self._queue and self._queue[0].bound_s < self._best_s * (1 - self.gap):
@@ -112,23 +118,23 @@ class BranchAndBound:
         best = min(self.found, key=lambda c: c.estimate.step_time_s).plan.micro_batch
         queue = list(self._queue)
         seen = {mesh_of(candidate.plan) for candidate in self.found}
-        for _ in range(_EXTRA):
-            if not queue or len(seen) >= wanted or time.monotonic() > self.stop_at:
-                break
+        looks = 0
+        while queue and looks < _EXTRA and len(seen) < wanted and time.monotonic() < self.stop_at:
             entry = heapq.heappop(queue)
             if mesh_of(entry.degrees) in seen:
                 continue
+            looks += 1
             if entry.level is _Level.LAYOUT:
                 self._price(entry)
                 seen |= {mesh_of(candidate.plan) for candidate in self.found}
-            elif entry.level is _Level.ROUGH or near(entry.degrees):
+            elif entry.level <= _Level.ROUGH or near(entry.degrees):
                 for closer in self._closer(entry):
                     heapq.heappush(queue, closer)
         self._close()
 
     def _close(self) -> None:
         self.found.sort(key=lambda c: (c.estimate.step_time_s, Degrees.of(c.plan), c.plan.boundary))
-        self.pruned = len(self.space.candidates) - len(self._priced)
+        self.pruned = self.space.count - len(self._priced)
 
     def _step(self) -> None:
         entry = heapq.heappop(self._queue)
@@ -141,7 +147,13 @@ class BranchAndBound:
         """What becomes of a candidate that is looked at one level more closely."""
         degrees, space = entry.degrees, self.space
         closer: list[_Entry] = []
-        if entry.level is _Level.ROUGH:
+        if entry.level is _Level.FAMILY:
+            if (bound_s := space.work_bound_s(degrees)) > entry.bound_s:
+                return [_Entry(bound_s, -_Level.FAMILY, degrees)]
+            for variant in space.variants(degrees):
+                bound_s = max(entry.bound_s, space.first_bound_s(variant))
+                closer.append(_Entry(bound_s, -_Level.ROUGH, variant))
+        elif entry.level is _Level.ROUGH:
             bound_s = max(entry.bound_s, space.optimistic_bound_s(degrees))
             closer.append(_Entry(bound_s, -_Level.CHAIN, degrees))
         elif entry.level is _Level.CHAIN:

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from autoplan.cost.degrees import Degrees
 from autoplan.errors import InputError, PlanError
+from autoplan.plan.schedule import SCHEDULE_NEEDS, Schedule
+from autoplan.plan.validate import least_micro_batches
 from autoplan.search.pins import Pins
 
 if TYPE_CHECKING:
     from autoplan.hardware import Cluster
     from autoplan.plan import Job
 
-__all__ = ["candidates", "divisors"]
+__all__ = ["candidates", "divisors", "other_shapes", "variants"]
 
 
 LONG = 16_384
@@ -25,9 +29,11 @@ def candidates(
 ) -> list[Degrees]:
     """All of them in a fixed order.
 
-    tp stays inside a node, pp is at most the number of ``units`` and of micro-batches; zero is 0 where fsdp and cp
+    tp stays inside a node, pp is at most the number of ``units``; zero is 0 where fsdp and cp
     are 1, may be 0 where fsdp is, and is above 0 elsewhere. cp is above 1 for samples of ``LONG`` tokens or more, or
-    where it is held fixed, and only as ``cuts_sequence`` says that the model's sequence can be cut.
+    where it is held fixed, and only as ``cuts_sequence`` says that the model's sequence can be cut. Where neither
+    schedule nor vpp is pinned, degrees for which several schedules can run stand here once, under 1F1B, and
+    ``variants`` gives the others.
     Raises InputError if the global batch cannot be cut among the data ranks, naming the nearest that
     can, and PlanError if the pins leave nothing.
     """
@@ -38,12 +44,15 @@ def candidates(
         expected = f"degrees that multiply to {cluster.world_size} ranks with pp at most {units}, the units of the model"
         raise PlanError("pin", pinned or None, expected, "change a pin, or leave it to the search")
     found = [
-        Degrees(pp, dp, fsdp, cp, tp, zero, micro_batch, job.global_batch // (dp * fsdp * micro_batch))
+        variant
         for pp, dp, fsdp, cp, tp in meshes
         for micro_batch in _micro_batches(job.global_batch, dp * fsdp, pins)
         for zero in _zeros(fsdp, cp, pins)
-        if pp
-        <= job.global_batch // (dp * fsdp * micro_batch)  # torch's 1F1B wants a micro-batch for each stage
+        for variant in _first(
+            Degrees(pp, dp, fsdp, cp, tp, zero, micro_batch, job.global_batch // (dp * fsdp * micro_batch)),
+            units,
+            pins,
+        )
     ]
     if not found:
         _refuse_batch(job, [pp * dp * fsdp * (pins.micro_batch or 1) for pp, dp, fsdp, _, _ in meshes], pins)
@@ -57,6 +66,55 @@ def candidates(
             "release one of them",
         )
     return allowed
+
+
+def variants(degrees: Degrees, units: int, pins: Pins) -> list[Degrees]:
+    """``degrees`` under every schedule but 1F1B, with every number of stages a rank that is worth a look.
+
+    Of the numbers of stages whose largest has equally many units, the least: the others send more for nothing.
+    Without cp only. And only with a pin: GPipe where 1F1B can run, which takes as long and keeps less, and ZB-H1 with several stages a rank.
+    """
+    if degrees.cp > 1:
+        return []
+    shapes = other_shapes(degrees.pp, degrees.num_micro_batches, units, pins.schedule, pins.vpp)
+    return [replace(degrees, schedule=schedule, vpp=vpp) for schedule, vpp in shapes]
+
+
+@lru_cache(maxsize=4096)
+def other_shapes(
+    pp: int, micro_batches: int, units: int, schedule: Schedule | None, vpp: int | None
+) -> tuple[tuple[Schedule, int], ...]:
+    """The (schedule, stages a rank) that ``variants`` gives; ``schedule`` and ``vpp`` are pinned, or None."""
+    if pp == 1:
+        return ()
+    found = []
+    for name, needs in SCHEDULE_NEEDS.items():
+        if name is Schedule.ONE_F_ONE_B or schedule not in (None, name):
+            continue
+        if micro_batches < least_micro_batches(name, pp)[0]:
+            continue
+        if name is Schedule.GPIPE and schedule is None and micro_batches >= pp:
+            continue
+        only = 1 if name is Schedule.ZB_H1 and schedule is None and vpp is None else needs.vpp
+        for count in (only,) if only is not None else _stages_a_rank(pp, units, vpp):
+            if pp * count <= units and vpp in (None, count):
+                found.append((name, count))
+    return tuple(found)
+
+
+def _stages_a_rank(pp: int, units: int, pinned: int | None) -> list[int]:
+    if pinned is not None:
+        return [pinned]
+    most = units // pp
+    return sorted({-(-units // (pp * size)) for size in range(1, most + 1)} & set(range(1, most + 1)))
+
+
+def _first(degrees: Degrees, units: int, pins: Pins) -> list[Degrees]:
+    free = pins.schedule is None and pins.vpp is None
+    own = pins.schedule in (None, Schedule.ONE_F_ONE_B) and pins.vpp in (None, 1)
+    enough = degrees.num_micro_batches >= degrees.pp  # torch's 1F1B wants a micro-batch for each stage
+    first = [degrees] if own and enough else []
+    return first if free and first else first + variants(degrees, units, pins)
 
 
 def divisors(number: int) -> list[int]:

@@ -16,6 +16,7 @@ from autoplan.cost.degrees import Degrees
 from autoplan.cost.memory import limit_bytes
 from autoplan.cost.step import Assignment
 from autoplan.errors import AutoplanError
+from autoplan.plan.schedule import Schedule
 from autoplan.search.branch_and_bound import BranchAndBound
 from autoplan.search.pins import Pins
 from autoplan.search.result import Candidate, Cure
@@ -149,7 +150,11 @@ def _changed(space: Space, cluster: Cluster, decisions: Sequence[_Decision]) -> 
 
 
 def _frugal(space: Space) -> list[Degrees]:
-    return sorted(space.candidates, key=lambda degrees: (space.least_bytes(degrees), degrees))[:_TRIED]
+    # 1F1B keeps the least; others stand among the candidates where it cannot run, or is not asked for.
+    frugal = [degrees for degrees in space.candidates if degrees.schedule is Schedule.ONE_F_ONE_B]
+    return sorted(frugal or space.candidates, key=lambda degrees: (space.least_bytes(degrees), degrees))[
+        :_TRIED
+    ]
 
 
 def _fitting(space: Space | None) -> Candidate | None:
@@ -168,7 +173,8 @@ def _fitting(space: Space | None) -> Candidate | None:
 def _needed_bytes(space: Space, degrees: Degrees) -> float:
     """Peak memory when the chain is cut evenly and recomputes all it may."""
     units = len(space.chain.units)
-    ends = [round(stage * units / degrees.pp) for stage in range(degrees.pp + 1)]
+    count = degrees.pp * degrees.vpp
+    ends = [round(stage * units / count) for stage in range(count + 1)]
     rerun = frozenset() if space.pins.recompute is False else space.repeats
     stages = [
         Assignment(start, stop, rerun & frozenset(range(start, stop))) for start, stop in pairwise(ends)

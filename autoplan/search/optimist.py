@@ -7,10 +7,11 @@ A micro-batch size whose graph is not at hand is taken to cost nothing.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from autoplan.cost.compute import op_times
+from autoplan.cost.compute import op_times, weight_half_s
 from autoplan.cost.times import NO_TIME, Times
 from autoplan.cost.unit import StrategiesOf, UnitCost, saved_bytes
 from autoplan.graph.ir import Block, Op
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from autoplan.graph.ir import ModelGraph
     from autoplan.hardware import Cluster
 
-__all__ = ["Optimist", "usable_pieces"]
+__all__ = ["Optimist", "least_cost", "usable_pieces"]
 
 
 class Optimist:
@@ -53,7 +54,7 @@ class Optimist:
 
     def _unit(self, block: Block, degree: int, cp: int) -> UnitCost:
         pieces = usable_pieces(block, degree, self._strategies_of)
-        times, saved = NO_TIME, 0.0
+        times, saved, half_s = NO_TIME, 0.0, 0.0
         for op in block.ops:
             whole = Strategy("R", (REPLICATE,) * len(op.inputs), REPLICATE, share=False)
             known = self._strategies_of(block, op, degree) if degree > 1 else (whole,)
@@ -63,10 +64,15 @@ class Optimist:
             ways = [
                 op_times(block, part, strategy, degree, self._cluster) for part in parts for strategy in known
             ]
-            times += Times(min(way.forward_s for way in ways), min(way.backward_s for way in ways))
+            backward_s = min(way.backward_s for way in ways)
+            times += Times(min(way.forward_s for way in ways), backward_s)
+            # so much of the least backward may be missing from a first half
+            late_s = max(weight_half_s(block, op, strategy, degree, self._cluster) for strategy in known)
+            half_s += min(backward_s, late_s)
             saved += min(saved_bytes(op, strategy, degree) for strategy in known) / cp
         inputs = sum(block.values[name].nbytes for name in block.inputs if block.values[name].requires_grad)
-        return _cost(block, times, saved, inputs / (degree * cp), dict.fromkeys(pieces, degree))
+        cost = _cost(block, times, saved, inputs / (degree * cp), dict.fromkeys(pieces, degree))
+        return replace(cost, weight_half_s=half_s)
 
 
 def _cp_parts(block: Block, op: Op, cp: int) -> list[Op]:
@@ -82,6 +88,29 @@ def _cp_parts(block: Block, op: Op, cp: int) -> list[Op]:
     kinds = {(s.share, s.gemm_axis, s.kernel): s for s in sequence_strategies(block, op, cp)}
     parts = [replace(cut_op(op, strategy, cp), sends=()) for strategy in kinds.values()]
     return [part if op.gemm is not None else replace(part, flops_forward=0) for part in parts]
+
+
+def least_cost(costs: Sequence[UnitCost]) -> UnitCost:
+    """No figure of any of ``costs``, all of one unit, is below this one's; nor what its backward does first."""
+    times = [cost.times for cost in costs]
+    backward_s = min(t.backward_s for t in times)
+    first_s = min(t.backward_s - cost.weight_half_s for t, cost in zip(times, costs, strict=True))
+    return UnitCost(
+        times=Times(
+            min(t.forward_s for t in times),
+            backward_s,
+            min(t.forward_comm_s for t in times),
+            min(t.backward_comm_s for t in times),
+        ),
+        saved_bytes=min(cost.saved_bytes for cost in costs),
+        input_bytes=min(cost.input_bytes for cost in costs),
+        workspace_bytes=min(cost.workspace_bytes for cost in costs),
+        parameters=min(cost.parameters for cost in costs),
+        trainable=min(cost.trainable for cost in costs),
+        sizes={name: min(cost.sizes[name] for cost in costs) for name in costs[0].sizes},
+        weight_half_s=backward_s - first_s,
+        weight_half_bytes=min(cost.weight_half_bytes for cost in costs),
+    )
 
 
 def usable_pieces(block: Block, degree: int, strategies_of: StrategiesOf) -> frozenset[str]:

@@ -50,7 +50,8 @@ def search(
         graph_at: from a micro-batch size to the model traced for it; called for few sizes, once each. Or ``Graphs``
             of such a function, which keep what a search learns for the next one.
         pin: decisions to hold fixed: ``pp``, ``dp``, ``fsdp``, ``cp``, ``tp``, ``zero``, ``micro_batch``,
-            ``recompute`` (``"none"`` or ``"full"``), ``boundary`` (a layout), or ``BLOCK.OP`` (a strategy; see
+            ``recompute`` (``"none"`` or ``"full"``), ``schedule`` (a name), ``vpp``,
+            ``boundary`` (a layout), or ``BLOCK.OP`` (a strategy; see
             ``search.rules``).
         forbid: pairs of a decision, named likewise, and a value that it must not have.
         gap: stop once no plan can be faster by more than this share.
@@ -141,6 +142,6 @@ def _result(
         best=leaders[0] if leaders else None,
         runners_up=leaders[1:],
         seconds=seconds,
-        candidates=len(tree.space.candidates),
+        candidates=tree.space.count,
         pruned=tree.pruned,
     )

@@ -7,6 +7,7 @@ from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any
 
 from autoplan.errors import InputError, PlanError
+from autoplan.plan.schedule import SCHEDULE_NEEDS, Schedule
 from autoplan.search.rules import NO_RULES, Rules
 
 if TYPE_CHECKING:
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Pins"]
 
-_NOT_YET = ("ep", "vpp")
+_NOT_YET = ("ep",)
 _RECOMPUTE = {"none": False, "full": True}
 
 
@@ -33,6 +34,8 @@ class Pins:
     micro_batch: int | None = None
     recompute: bool | None = None
     rules: Rules = NO_RULES
+    schedule: Schedule | None = None
+    vpp: int | None = None
 
     @classmethod
     def parse(
@@ -49,6 +52,8 @@ class Pins:
         for name, value in plain.items():
             if name == "recompute":
                 chosen[name] = _recompute(value)
+            elif name == "schedule":
+                chosen[name] = _schedule(value)
             elif name in _NOT_YET:
                 _require(value == 1, name, value, "1, the only degree that this version plans")
             elif name in known:
@@ -58,7 +63,20 @@ class Pins:
                 raise InputError("pin", name, f"one of {known_text}", "hold fixed only these decisions")
         pins = cls(**chosen)
         pins._check_sizes(job, cluster)
+        pins._check_schedule()
         return pins
+
+    def _check_schedule(self) -> None:
+        needs = SCHEDULE_NEEDS[self.schedule] if self.schedule is not None else None
+        if needs is not None and needs.vpp is not None and self.vpp not in (None, needs.vpp):
+            expected = f"{needs.vpp}, the stages that each rank holds under {self.schedule}"
+            raise PlanError("vpp", self.vpp, expected, "change one of the two, or leave one out")
+        alone = self.schedule in (None, Schedule.ONE_F_ONE_B) and self.vpp in (None, 1)
+        if self.pp == 1 and not alone:
+            name = "vpp" if self.vpp not in (None, 1) else "schedule"
+            raise PlanError(
+                name, str(getattr(self, name)), "left out, as pp is 1", "pin another pp, or leave it out"
+            )
 
     def without_tp(self, random: Sequence[str]) -> Pins:
         """The same with tp and cp at 1 if ops draw ``random`` numbers, which these axes cannot share out yet."""
@@ -118,6 +136,15 @@ def _number(name: str, value: Any) -> int:
     else:
         _require(whole and value >= 1, name, value, "an integer of at least 1")
     return value
+
+
+def _schedule(value: Any) -> Schedule:
+    try:
+        return Schedule(value)
+    except ValueError:
+        raise InputError(
+            "schedule", value, f"one of {', '.join(Schedule)}", "choose one, or leave it to the search"
+        ) from None
 
 
 def _recompute(value: Any) -> bool:

@@ -13,22 +13,23 @@ import msgspec
 from autoplan.cost.degrees import Degrees
 from autoplan.cost.memory import ALLOCATOR_SLACK, StateRates, fixed_reserve_bytes, limit_bytes
 from autoplan.cost.state_traffic import state_traffic
-from autoplan.cost.step import Assignment, step_estimate
+from autoplan.cost.step import Assignment, simulated, stage_prices, step_estimate
 from autoplan.cost.tied import kinds_once
 from autoplan.cost.times import NO_TIME
 from autoplan.cost.unit import StrategiesOf, UnitCost
 from autoplan.errors import InputError, PlanError
 from autoplan.graph.layout import REPLICATE
-from autoplan.plan import Plan, StagePlan
-from autoplan.search.candidates import candidates
+from autoplan.plan import Plan, Schedule, StagePlan
+from autoplan.search.candidates import candidates, other_shapes, variants
 from autoplan.search.graphs import Graphs
 from autoplan.search.layout_choice import LayoutChoice, layout_choices
 from autoplan.search.layout_problem import LayoutsOf
-from autoplan.search.optimist import Optimist
+from autoplan.search.optimist import Optimist, least_cost
 from autoplan.search.pins import Pins
 from autoplan.search.pipeline_bound import pipeline_bound_s
 from autoplan.search.result import Candidate
 from autoplan.search.run import chain_runs, least_optimizer_s
+from autoplan.search.scheduled import Scheduled
 from autoplan.search.sequence_choice import SEQUENCE, cuts_sequence, sequence_choices
 from autoplan.search.stages import Staging, StagingQuestion, best_of_allowed, solve_staging
 from autoplan.search.staging_bound import staging_bound_s
@@ -66,6 +67,7 @@ class Space:
             ("costs", on), {}
         )
         self._sums: dict[tuple[int, int, int, bool], _Total] = {}
+        self._least: dict[tuple[int, int, int], dict[str, UnitCost]] = {}
         self.chain = graphs.trace(pins.micro_batch or 1)
         pins = pins.without_tp(self.chain.random_ops)
         self.pins, self.candidates = self._candidates(pins, self.chain.meetings)
@@ -77,6 +79,7 @@ class Space:
                 break
         self.candidates = self._with_ways(self.candidates)
         self._optimist = Optimist(graphs, self.chain, cluster, strategies_of, self._costs)
+        self._scheduled = Scheduled(self.chain, job, cluster, self.pins.recompute)
 
     def _with_ways(self, found: list[Degrees]) -> list[Degrees]:
         """Candidates whose tp leaves every op a way that the rules allow."""
@@ -120,6 +123,26 @@ class Space:
         kinds, units = self.chain.kinds, self.chain.units
         return frozenset(index for index, unit in enumerate(units) if kinds[unit.kind].path)
 
+    def variants(self, degrees: Degrees) -> list[Degrees]:
+        """What else than the candidate ``degrees`` itself it stands for: other schedules and stages a rank."""
+        return variants(degrees, self._units, self.pins) if self.stands_for(degrees) else []
+
+    def stands_for(self, degrees: Degrees) -> int:
+        """How many variants there are of ``degrees``."""
+        pinned = self.pins.schedule is not None or self.pins.vpp is not None
+        if pinned or not _searched(degrees) or degrees.cp > 1 or len(self.pins.rules.recompute) < 3:
+            return 0
+        return len(other_shapes(degrees.pp, degrees.num_micro_batches, self._units, None, None))
+
+    @property
+    def _units(self) -> int:
+        return len(self.chain.units)
+
+    @property
+    def count(self) -> int:
+        """How many combinations of degrees, state sharding, micro-batch size and schedule there are."""
+        return sum(1 + self.stands_for(degrees) for degrees in self.candidates)
+
     def knows(self, degrees: Degrees) -> bool:
         """True if the layouts for these degrees have been solved already."""
         return (degrees.micro_batch, degrees.cp, degrees.tp) in self._choices
@@ -150,37 +173,78 @@ class Space:
         traced = all(block.graph is not None for block in self.chain.kinds.values())
         return traced and cuts_sequence(self.chain, cp)
 
-    def first_bound_s(self, degrees: Degrees) -> float:
-        """A bound that costs microseconds; infinite if the state and what must be kept do not fit."""
+    def first_bound_s(self, degrees: Degrees, any_schedule: bool = False) -> float:
+        """A bound that costs microseconds; infinite if the state and what must be kept do not fit.
+
+        ``any_schedule``: whatever the schedule and the stages a rank.
+        """
         total = self._sum(degrees)
         if self._least_bytes(degrees, total) > limit_bytes(self.cluster.device):
             return math.inf
         traffic = state_traffic(total.chain, degrees, self.job.precision, self.cluster)
         exposed, times = 1 - self.cluster.overlap, total.chain.times
         element_s = least_optimizer_s((total.largest, total.chain.trainable), degrees, self.job, self.cluster)
-        return pipeline_bound_s(
+        passes = (
             times.forward_s + exposed * traffic.forward_s,
             times.backward_s + exposed * traffic.backward_s,
             element_s * total.chain.trainable + exposed * (traffic.tail_fsdp_s + traffic.tail_dp_s),
-            degrees.pp,
-            degrees.num_micro_batches,
         )
+        if any_schedule or not _searched(degrees):
+            own_s = (degrees.num_micro_batches * (passes[0] + passes[1]) + passes[2]) / degrees.pp
+            if any_schedule:
+                return own_s
+            return max(own_s, self._scheduled.bound_s(degrees, self._least_costs(degrees)))
+        return pipeline_bound_s(*passes, degrees.pp, degrees.num_micro_batches)
+
+    def work_bound_s(self, degrees: Degrees) -> float:
+        """A bound for any schedule that uses the layouts where they are known already."""
+        return self._scheduled.work_s(degrees, self._least_costs(degrees))
+
+    def _least_costs(self, degrees: Degrees) -> Mapping[str, UnitCost]:
+        """The least of each cost of units over the choices of layouts, once they are solved; before, over any."""
+        if not self.knows(degrees):
+            return self._optimist.costs(degrees.micro_batch, degrees.tp, degrees.cp)
+        key = degrees.micro_batch, degrees.tp, degrees.cp
+        if key not in self._least:
+            choices = [choice.costs for choice in self.choices(degrees)]
+            self._least[key] = {kind: least_cost([costs[kind] for costs in choices]) for kind in choices[0]}
+        return self._least[key]
 
     def optimistic_bound_s(self, degrees: Degrees) -> float:
         """A bound that knows memory, recomputation and stages, but searches no layouts."""
+        if not _searched(degrees):
+            return self._scheduled.first_rank_bound_s(degrees, self._least_costs(degrees))
         costs = self._optimist.costs(degrees.micro_batch, degrees.tp, degrees.cp)
         return staging_bound_s(self._question(degrees, costs, ()))
 
     def choice_bound_s(self, degrees: Degrees, choice: LayoutChoice) -> float:
         """The same, with the layouts that it would run with."""
+        if not _searched(degrees):
+            return self._scheduled.close_bound_s(degrees, choice.costs, choice.sent_bytes)
         return staging_bound_s(self._question(degrees, choice.costs, choice.sent_bytes))
 
     def solve(self, degrees: Degrees, choice: LayoutChoice) -> Staging | None:
         """The best stages; None if nothing fits."""
+        if not _searched(degrees):
+            return self._evenly(degrees, choice)
         question = self._question(degrees, choice.costs, choice.sent_bytes)
         if self.pins.recompute is not None or len(self.pins.rules.recompute) == 3:
             return solve_staging(question)
         return best_of_allowed(question, self.pins.rules.recompute)
+
+    def _evenly(self, degrees: Degrees, choice: LayoutChoice) -> Staging | None:
+        """The even stages with the least recomputation that fits; None if nothing fits."""
+        stages = self._scheduled.assignments(degrees, choice.costs, choice.sent_bytes)
+        if stages is None or self._recomputed(stages) not in self.pins.rules.recompute:
+            return None
+        asked = (choice.costs, choice.sent_bytes, stages, degrees, self.job, self.cluster)
+        prices = stage_prices(self._graphs.at(degrees.micro_batch), *asked)
+        return Staging(tuple(stages), simulated(prices, degrees).step_s)
+
+    def _recomputed(self, stages: Sequence[Assignment]) -> str:
+        """As ``Plan.recompute`` says it."""
+        again = sum(len(stage.recompute) for stage in stages)
+        return "none" if not again else "full" if again >= len(self.repeats) else "mixed"
 
     def candidate(self, degrees: Degrees, choice: LayoutChoice, stages: Sequence[Assignment]) -> Candidate:
         """The plan in full, with its price."""
@@ -200,6 +264,8 @@ class Space:
             micro_batch=degrees.micro_batch,
             num_micro_batches=degrees.num_micro_batches,
             zero=degrees.zero,
+            schedule=degrees.schedule,
+            vpp=degrees.vpp,
             stages=tuple(
                 StagePlan(
                     units=tuple(names[stage.start : stage.stop]),
@@ -273,6 +339,11 @@ class Space:
 
 def _digest(cluster: Cluster) -> str:
     return hashlib.sha256(msgspec.json.encode(cluster)).hexdigest()
+
+
+def _searched(degrees: Degrees) -> bool:
+    """True for 1F1B, whose stages are searched one by one; for others they are cut evenly."""
+    return degrees.schedule is Schedule.ONE_F_ONE_B
 
 
 @dataclass(frozen=True, slots=True)

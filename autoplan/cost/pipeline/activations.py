@@ -14,10 +14,18 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from autoplan.cost.pipeline.order import Action, Pass
-from autoplan.cost.pipeline.schedules import pipeline_order
+from autoplan.cost.pipeline.schedules import pipeline_order, schedule_rule
 from autoplan.cost.pipeline.simulation import Simulation
+from autoplan.plan.schedule import Schedule, ranks_of_stages
 
-__all__ = ["MemoryCurve", "memory_curves", "peak_activation_bytes", "peak_in_flight"]
+__all__ = [
+    "MemoryCurve",
+    "memory_curves",
+    "moments_by_rank",
+    "moments_of_rank",
+    "peak_activation_bytes",
+    "peak_in_flight",
+]
 
 Floats = NDArray[np.float64]
 
@@ -91,7 +99,22 @@ def memory_curves(
     return tuple(curves)
 
 
-@lru_cache(maxsize=64)
+def moments_by_rank(schedule: str, pp: int, vpp: int, micro_batches: int) -> tuple[Floats, ...]:
+    """For each rank, what it keeps at the moments when it may keep the most.
+
+    Shape (moments, 2 · chunks of the rank): forwards kept whole by chunk, then those kept for their weight half.
+    """
+    return _held(schedule, pp, vpp, micro_batches)
+
+
+@lru_cache(maxsize=4096)
+def moments_of_rank(schedule: str, pp: int, vpp: int, micro_batches: int, rank: int) -> Floats:
+    """The same of one rank, without a look at the others."""
+    chunks = tuple(c for c, home in enumerate(ranks_of_stages(Schedule(schedule), pp, vpp)) if home == rank)
+    return _states(tuple(schedule_rule(schedule).actions(pp, vpp, micro_batches, rank)), chunks)
+
+
+@lru_cache(maxsize=1024)
 def _held(schedule: str, pp: int, vpp: int, micro_batches: int) -> tuple[Floats, ...]:
     """For each rank, what it keeps at the moments when it may keep the most: before it frees something.
 

@@ -1,0 +1,80 @@
+"""What a schedule's step cannot be below, for stages whose seconds are known: the length of three paths a rank.
+
+Whatever the schedule, rank r starts with stage r, so stages 0 … r - 1 run forward before it. Then it does all
+its own work; and the gradient of its last backward of stage r still goes back through stages r - 1 … 0. Where
+backwards are halved, that gradient leaves before the last weight halves have run: r + 1 of them, under ZBV of
+either stage of the rank. With F, B, I = B - W the seconds of stages, m micro-batches, c sends:
+
+    Σ_{j<r} (F_j + c_j) + m Σ (F + B) + tail_r
+    Σ_{j<r} (F_j + c_j) + m Σ (F + B) - late_r + Σ_{j<r} (B_j or I_j, and c_j) + tail_0
+    head_r + m Σ (F + B) + tail_r
+
+For equal stages whose times are those of the papers, these are the schedules' closed forms, but for ZBV with
+uneven passes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from autoplan.cost.degrees import Degrees
+from autoplan.plan.schedule import Schedule
+
+__all__ = ["StageSums", "schedule_bound_s"]
+
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True)
+class StageSums:
+    """Seconds by stage, shape (stages,), and by rank, shape (ranks,).
+
+    Args:
+        forward, backward: of a pass.
+        first: of the backward, what comes before its gradient leaves; all of it where it is not halved.
+        send: to the next stage; shape (stages - 1,).
+        head, tail: before the first and after the last pass of a rank.
+        least_head, least_tail: the same where they are waited for by another rank: what is hidden behind a
+            rank's own passes may be more than is known of them.
+    """
+
+    forward: Floats
+    backward: Floats
+    first: Floats
+    send: Floats
+    head: Floats
+    tail: Floats
+    least_head: Floats
+    least_tail: Floats
+
+
+def schedule_bound_s(degrees: Degrees, sums: StageSums) -> float:
+    """Seconds that no step of ``degrees`` with these stages is below."""
+    p, m = degrees.pp, degrees.num_micro_batches
+    work = np.zeros(p)
+    np.add.at(work, list(degrees.stage_ranks), m * (sums.forward + sums.backward))
+    way, back = np.zeros(p), np.zeros(p)
+    way[1:] = np.cumsum(sums.forward[: p - 1] + sums.send[: p - 1])
+    back[1:] = np.cumsum(sums.first[: p - 1] + sums.send[: p - 1])
+    arrive = sums.least_head[0] + way
+    whole = np.maximum(sums.head, arrive) + work + sums.tail
+    drained = arrive + work - _late(degrees, sums.backward - sums.first) + back + sums.least_tail[0]
+    return float(max(whole.max(), drained.max()))
+
+
+def _late(degrees: Degrees, weight: Floats) -> Floats:
+    """Of each rank, seconds of the weight halves that may come after its last gradient has left."""
+    p, ranks = degrees.pp, np.arange(degrees.pp, dtype=float)
+    first = weight[:p]
+    match degrees.schedule:
+        case Schedule.ZB_H1:
+            return (ranks + 1) * first
+        case Schedule.ZBV:
+            return (ranks + 1) * first + ranks * weight[::-1][:p]
+        case Schedule.DUALPIPE_V:
+            return (ranks + 1) * np.maximum(first, weight[::-1][:p])
+        case _:
+            return np.zeros(p)
