@@ -46,7 +46,7 @@ def graph_at(micro_batch: int, name: str = "gpt2-medium") -> ModelGraph:
 @functools.cache
 def result() -> SearchResult:
     """With stages, tp, recomputation and HSDP, so that there is something to spoil."""
-    pin = {"pp": 2, "tp": 2, "fsdp": 2, "micro_batch": 2}
+    pin = {"pp": 2, "tp": 2, "fsdp": 2, "micro_batch": 2, "schedule": "1f1b"}
     return search(graph_at, JOB, cluster(), pin=pin)
 
 
