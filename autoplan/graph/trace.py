@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import hashlib
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -23,6 +22,7 @@ from autoplan.graph.chain import Chain, Link, cut_chain
 from autoplan.graph.collection import collection_held
 from autoplan.graph.export import CleanGraph, as_exported, capturing, export_clean, not_captured
 from autoplan.graph.faithful import check_hooks
+from autoplan.graph.fingerprint import fingerprint
 from autoplan.graph.flows import differentiable
 from autoplan.graph.fold import Repeat, find_repeats
 from autoplan.graph.gpu_kernels import DeviceKind
@@ -287,7 +287,7 @@ class _Builder:
         )
         graph.meetings = (*reasons, *meetings(graph, means))
         check_trainable(graph, self.model)
-        graph.fingerprint = _fingerprint(graph)
+        graph.fingerprint = fingerprint(graph)
         return graph
 
     def _call(self, link: Link, keys: dict[Any, _Kind], kinds: dict[str, Block]) -> tuple[Unit, Block]:
@@ -486,17 +486,3 @@ def _text(graph: fx.Graph) -> list[str]:
         str((n.target, fx.map_arg((n.args, n.kwargs), lambda source: number.get(source, source.name))))
         for n in calls
     ]
-
-
-def _fingerprint(graph: ModelGraph) -> str:
-    """A digest of the model's structure: kinds, parameter shapes, wiring; not of the micro-batch size."""
-    digest = hashlib.sha256()
-    for unit in graph.units:
-        digest.update(f"{unit.name} {unit.kind} {unit.arguments} {unit.results}".encode())
-    for kind, block in sorted(graph.kinds.items()):
-        digest.update(kind.encode())
-        for op in block.ops:
-            digest.update(f"{op.name} {op.target}".encode())
-        for value, relative in sorted(block.parameters.items()):
-            digest.update(f"{value} {relative} {block.values[value].shape}".encode())
-    return digest.hexdigest()[:16]
