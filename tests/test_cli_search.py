@@ -64,7 +64,7 @@ def test_the_same_question_has_the_same_answer_byte_for_byte(capsys: pytest.Capt
 
 
 def test_the_trace_is_the_step_that_was_priced(capsys: pytest.CaptureFixture[str]) -> None:
-    pins = ["--pp", "2", "--fsdp", "2", "--micro-batch", "4", "--recompute", "full"]
+    pins = ["--pp", "2", "--schedule", "1f1b", "--fsdp", "2", "--micro-batch", "4", "--recompute", "full"]
     assert main(["search", "models.py:perceptron", *H100, *pins, "--json", "--trace", "trace.json"]) == 0
     result = json.loads(capsys.readouterr().out)
     trace = json.loads(Path("trace.json").read_text(encoding="utf-8"))
