@@ -15,7 +15,7 @@ from typing import Any
 from autoplan.hardware.interpolate import greater
 from autoplan.hardware.level import Level
 
-__all__ = ["collective_phases", "collective_time_s", "group_spans", "p2p_time_s", "pipelined"]
+__all__ = ["collective_phases", "collective_time_s", "group_spans", "p2p_time_s", "pipelined", "ring_share"]
 
 
 @lru_cache(maxsize=65536)
@@ -68,8 +68,7 @@ def collective_phases(
     phases = {}
     for index, joined, inside, unit in group_spans(tuple(level.size for level in levels), size, stride):
         level = levels[index]
-        ring = (1 - 1 / size) / (1 - 1 / joined)  # the ring of the whole group crosses this level
-        part = joined * inside / size if kind == "all_to_all" else ring / inside
+        part = joined * inside / size if kind == "all_to_all" else ring_share(size, joined) / inside
         at_work = inside if alone else unit
         share = min(max(1.0, level.nics / unit), level.nics / at_work)
         busy = _busy(at_work, unit) if alone else 1.0
@@ -78,6 +77,11 @@ def collective_phases(
         time_s = level.time_s(kind, greater(nbytes * part, 1.0), joined, share=share, busy=busy, tree=tree)
         phases[index] = least_s, time_s - least_s
     return phases
+
+
+def ring_share(size: int, joined: int) -> float:
+    """Message of a ring over the ``joined`` units of a level alone that loads links as one over ``size`` ranks does."""
+    return (1 - 1 / size) / (1 - 1 / joined)
 
 
 def pipelined(phases: Iterable[tuple[Any, Any]]) -> Any:

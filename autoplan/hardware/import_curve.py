@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import math
 from pathlib import Path
 
 from msgspec.structs import replace
@@ -10,7 +11,7 @@ from msgspec.structs import replace
 import autoplan
 from autoplan.errors import ProfileError
 from autoplan.hardware.cluster import Cluster
-from autoplan.hardware.collectives import group_spans
+from autoplan.hardware.collectives import group_spans, ring_share
 from autoplan.hardware.level import Level, bus_factor
 from autoplan.hardware.nccl_tests import NcclRun, Sample
 from autoplan.hardware.source import Source, SourceKind
@@ -28,8 +29,8 @@ def with_nccl_run(
     """``cluster`` with ``run`` as a curve of the level of that name, and that curve.
 
     A group of n ranks, c in each unit of the level below, joins n/c units. By the model of
-    ``autoplan.hardware.collectives`` each of the c carries 1/c of the message at this level (all of it
-    in an all-to-all), and the latency of the levels inside comes on top: the curve holds what is left
+    ``autoplan.hardware.collectives`` each of the c carries 1/c of the whole group's ring at this level (all of
+    the message in an all-to-all), and the latency of the levels inside comes on top: the curve holds what is left
     of the measured time without it, so that the whole comes out as it was measured. The curve is of
     all groups at once where all devices of a unit were at work, of one alone where one was.
 
@@ -126,7 +127,8 @@ def _latency_inside_s(cluster: Cluster, index: int, inside: int, kind: str) -> f
 
 
 def _point(sample: Sample, kind: str, group: int, inside: int, floor_s: float) -> CommunicationPoint:
-    nbytes = sample.nbytes if kind == "all_to_all" else -(-sample.nbytes // inside)
+    part = 1.0 if kind == "all_to_all" else ring_share(group * inside, group) / inside
+    nbytes = math.ceil(sample.nbytes * part)
     time_s = max(sample.time_s - floor_s, LEAST_SHARE * sample.time_s)
     bus = bus_factor(kind, group) * nbytes / time_s
     spread = float(f"{sample.spread:.3g}")
