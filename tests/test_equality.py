@@ -7,6 +7,8 @@ transformer but the enumerator, every conversion between layouts, and both direc
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from equality import Case, check
 from ranks import Ranks
@@ -47,22 +49,26 @@ _TWO = [
 _FOUR = [
     Case(dp=2, fsdp=2, zero=2),
     Case("llama", dp=2, fsdp=2, zero=3),
-    Case(fsdp=4, zero=3, micro_batch=2),
     Case(fsdp=2, tp=2, zero=3, micro_batch=2),
     Case("llama", dp=2, tp=2, boundary="S(1)"),
     Case(pp=2, dp=2),
-    Case(pp=2, fsdp=2, zero=1),
     Case(pp=2, fsdp=2, zero=2, num_micro_batches=3),
     Case(pp=2, fsdp=2, zero=3, num_micro_batches=3),
     Case(pp=4, num_micro_batches=5),
     Case("llama", pp=2, tp=2, seed=4, boundary="S(1)", recompute="full"),
-    Case(pp=2, tp=2, seed=5, dtype="fp32"),
     Case("gpt", tp=4, seed=6),
+]
+_MORE_FOUR = [
     Case("llama", tp=4, seed=7, boundary="S(1)"),
+    Case(fsdp=4, zero=3, micro_batch=2),
+    Case(pp=2, fsdp=2, zero=1),
+    Case(pp=2, tp=2, seed=5, dtype="fp32"),
 ]
 _EIGHT = [
-    Case("llama", pp=2, tp=2, dp=2, seed=8),
     Case(pp=2, tp=2, fsdp=2, zero=3, boundary="S(1)", seed=9, recompute="mixed"),
+]
+_MORE_EIGHT = [
+    Case("llama", pp=2, tp=2, dp=2, seed=8),
     Case("llama", pp=2, tp=2, fsdp=2, zero=2, dtype="fp32", seed=10),
     Case(dp=2, fsdp=2, tp=2, zero=3, seed=11),
     Case("llama", pp=4, tp=2, num_micro_batches=4, seed=12),
@@ -78,6 +84,10 @@ def _name(case: Case) -> str:
     return "-".join([case.model, *shown, f"seed{case.seed}"])
 
 
+def _and_slow(cases: list[Case], more: list[Case]) -> list[Any]:
+    return [*cases, *(pytest.param(case, marks=pytest.mark.slow) for case in more)]
+
+
 @pytest.mark.parametrize("case", _ONE, ids=_name)
 def test_one_process(case: Case) -> None:
     check(case)
@@ -88,11 +98,11 @@ def test_two_ranks(two: Ranks, case: Case) -> None:
     two(check, case)
 
 
-@pytest.mark.parametrize("case", _FOUR, ids=_name)
+@pytest.mark.parametrize("case", _and_slow(_FOUR, _MORE_FOUR), ids=_name)
 def test_four_ranks(four: Ranks, case: Case) -> None:
     four(check, case)
 
 
-@pytest.mark.parametrize("case", _EIGHT, ids=_name)
+@pytest.mark.parametrize("case", _and_slow(_EIGHT, _MORE_EIGHT), ids=_name)
 def test_eight_ranks(eight: Ranks, case: Case) -> None:
     eight(check, case)
