@@ -6,6 +6,7 @@ import os
 import socket
 import traceback
 from collections.abc import Callable
+from multiprocessing.connection import Connection, wait
 from typing import Any
 
 import torch
@@ -13,39 +14,59 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 
 _TIMEOUT_S = 240
+_GRACE_S = 20
 
 
 class Ranks:
     """``ranks(function, *args)`` runs ``function(*args)`` on every rank and returns what each rank returned."""
 
     def __init__(self, size: int) -> None:
+        self.size = size
+        self.pipes: list[Connection] = []
+        self.processes: list[Any] = []
+
+    def _start(self) -> None:
         context = mp.get_context("spawn")
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             port = probe.getsockname()[1]
-        self.size = size
-        self.pipes = []
-        self.processes = []
-        for rank in range(size):
+        for rank in range(self.size):
             here, there = context.Pipe()
-            process = context.Process(target=_serve, args=(there, rank, size, port), daemon=True)
+            process = context.Process(target=_serve, args=(there, rank, self.size, port), daemon=True)
             process.start()
             there.close()
             self.pipes.append(here)
             self.processes.append(process)
 
     def __call__(self, function: Callable[..., Any], *args: Any) -> list[Any]:
+        if not self.pipes:
+            self._start()
         for pipe in self.pipes:
             pipe.send((function, args))
-        answers = []
-        for rank, pipe in enumerate(self.pipes):
-            if not pipe.poll(_TIMEOUT_S):
-                raise TimeoutError(f"rank {rank} of {self.size} did not answer within {_TIMEOUT_S} s")
-            answers.append(pipe.recv())
-        failures = [(rank, text) for rank, (good, text) in enumerate(answers) if not good]
+        answers: dict[int, tuple[bool, Any]] = {}
+        timeout = _TIMEOUT_S
+        while len(answers) < self.size:
+            missing = [pipe for rank, pipe in enumerate(self.pipes) if rank not in answers]
+            heard = wait(missing, timeout)
+            if not heard:
+                break
+            for pipe in heard:
+                assert isinstance(pipe, Connection)
+                rank = self.pipes.index(pipe)
+                try:
+                    answers[rank] = pipe.recv()
+                except EOFError:
+                    answers[rank] = False, "the process ended"
+                if not answers[rank][0]:
+                    timeout = _GRACE_S  # the others may wait for this one for ever
+        failures = [f"rank {rank}: {text}" for rank, (good, text) in sorted(answers.items()) if not good]
+        silent = sorted(set(range(self.size)) - set(answers))
+        if silent:
+            failures.append(f"ranks {silent} of {self.size} did not answer within {timeout} s")
+            self.close()  # they cannot be spoken to again; the next call starts others
         if failures:
-            raise AssertionError("\n".join(f"rank {rank}: {text}" for rank, text in failures))
-        return [value for _, value in answers]
+            raise AssertionError("\n".join(failures))
+        return [answers[rank][1] for rank in range(self.size)]
 
     def close(self) -> None:
         for pipe in self.pipes:
@@ -54,6 +75,7 @@ class Ranks:
             process.join(10)
             if process.is_alive():
                 process.kill()
+        self.pipes, self.processes = [], []
 
 
 def _serve(pipe: Any, rank: int, size: int, port: int) -> None:

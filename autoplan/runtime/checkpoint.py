@@ -105,6 +105,13 @@ class Checkpoints:
         if pending is not None:
             pending.result()
 
+    def close(self) -> None:
+        """Wait, and end the group that checkpoints use."""
+        self.wait()
+        group, self._group = self._group, None
+        if group is not None and dist.is_initialized():
+            dist.destroy_process_group(group)
+
     def load(self, path: str | Path, optimizer: bool) -> Manifest:
         """Read a checkpoint into the program's own memory.
 

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 import torch.distributed as dist
 
 from autoplan.errors import AutoplanError, DistributedError
+from autoplan.runtime.groups import forget_groups
 from autoplan.runtime.world import world_size
 
 __all__ = ["clear_failures"]
@@ -32,9 +33,11 @@ def clear_failures() -> Iterator[None]:
     try:
         yield
     except AutoplanError as error:
+        forget_groups()
         _tell(str(error))
         raise
     except RuntimeError as error:
+        forget_groups()
         if not _LOST.search(str(error)):
             _tell(f"{type(error).__name__}: {error}")
             raise
@@ -49,6 +52,7 @@ def clear_failures() -> Iterator[None]:
             _REMEDY,
         ) from error
     except Exception as error:
+        forget_groups()
         _tell(f"{type(error).__name__}: {error}")
         raise
 

@@ -95,6 +95,8 @@ class _HalvedStage(PipelineStage):
         self.submod.set_reshard_after_backward(last or self.zero == 3)
         state = fully_shard.state(self.submod)  # type: ignore[attr-defined]
         for group in _groups(state):
+            if self.zero >= 2 and group.mesh_info.mesh.ndim == 2:
+                _fill_missing_gradients(group)
             group.post_backward()
         state._root_post_backward_final_callback()
 
@@ -110,6 +112,15 @@ def _groups(root: Any) -> Iterator[Any]:
             yield from state._fsdp_param_groups
         elif state._fsdp_param_group is not None:
             yield state._fsdp_param_group
+
+
+def _fill_missing_gradients(group: Any) -> None:
+    """Under HSDP, FSDP sums what it scattered until it is reduced across replicas, as one flat tensor: it must be of
+    the same parameters each time, and biases have no gradient in a half that has weights alone."""
+    for held in group.fsdp_params:
+        parameter = getattr(held, "_unsharded_param", None)
+        if parameter is not None and parameter.grad is None and held.unsharded_accumulated_grad is None:
+            parameter.grad = torch.zeros_like(parameter)
 
 
 class Pipeline:

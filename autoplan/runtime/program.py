@@ -241,7 +241,7 @@ class Program(nn.Module):
 
     def close(self) -> None:
         """Wait for a checkpoint that is being written, and end the process group if ``parallelize`` started it."""
-        self._checkpoints.wait()
+        self._checkpoints.close()
         if self.world.started and dist.is_initialized():
             dist.destroy_process_group()
 

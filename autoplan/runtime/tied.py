@@ -10,6 +10,7 @@ from autoplan.graph.ir import ModelGraph
 from autoplan.plan import Plan
 from autoplan.rewrite import StageModule
 from autoplan.rewrite.unit_module import UnitModule, full_name
+from autoplan.runtime.groups import my_subgroup
 from autoplan.runtime.pipeline import Chunks
 from autoplan.runtime.world import World
 
@@ -45,11 +46,9 @@ class TiedParameters:
             if len(holders) == 1:
                 self._add(copies, None, len(homes))
                 continue
-            for column in columns:
-                ranks = [column[index] for index in holders]
-                group = dist.new_group(ranks)
-                if dist.get_rank() in ranks and isinstance(group, dist.ProcessGroup):
-                    self._add(copies, group, len(homes))
+            group = my_subgroup([[column[index] for index in holders] for column in columns])
+            if group is not None:
+                self._add(copies, group, len(homes))
 
     def _add(self, copies: list[_Copy], group: dist.ProcessGroup | None, homes: int) -> None:
         if copies:

@@ -10,10 +10,11 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.device_mesh import DeviceMesh
 
 from autoplan.errors import AutoplanError, DistributedError, InputError, PlanError
 from autoplan.plan import Plan, Precision
+from autoplan.runtime.groups import laid_mesh, my_subgroup
 
 __all__ = [
     "World",
@@ -97,10 +98,7 @@ def lay_mesh(plan: Plan, started: bool) -> World:
         )
         started = True
     names = ("pp", "dp", "fsdp", "tp")
-    mesh = init_device_mesh(kind, (plan.pp, plan.replicas, plan.shard_ranks, plan.tp), mesh_dim_names=names)
-    if (timeout := _timeout()) is not None:
-        for axis in names:
-            dist.distributed_c10d._set_pg_timeout(timeout, mesh[axis].get_group())
+    mesh = laid_mesh(kind, (plan.pp, plan.replicas, plan.shard_ranks, plan.tp), names, _timeout())
     place = dict(zip(names, mesh.get_coordinate() or [], strict=True))
     data_rank = (place["dp"] * plan.shard_ranks + place["fsdp"]) // plan.cp
     return World(mesh, device, place["pp"], data_rank, plan.data_ranks, started, _cp_group(plan))
@@ -111,9 +109,8 @@ def _cp_group(plan: Plan) -> str:
     if plan.cp == 1:
         return ""
     ranks = torch.arange(plan.world_size).view(-1, plan.cp, plan.tp)
-    groups = ranks.transpose(1, 2).reshape(-1, plan.cp).tolist()
-    group, _ = dist.new_subgroups_by_enumeration(groups, timeout=_timeout())
-    assert isinstance(group, dist.ProcessGroup)
+    group = my_subgroup(ranks.transpose(1, 2).reshape(-1, plan.cp).tolist(), _timeout())
+    assert group is not None
     return group.group_name
 
 
