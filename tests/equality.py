@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import random
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
+from unittest.mock import patch
 
 import torch
 import torch.nn.functional as F
@@ -205,11 +210,18 @@ def plan_for(graph: ModelGraph, case: Case) -> Plan:
 
 def reference(case: Case, steps: int = 3) -> tuple[list[float], dict[str, Tensor], dict[str, Tensor]]:
     """(losses, first gradients, parameters afterwards) of the plain model in one process."""
-    model, loss = make(case.model, case.dtype)
-    optimizer = optimizer_for(case.dtype)(model.parameters())
+    return _reference(case.model, case.dtype, case.global_batch, steps)
+
+
+@functools.lru_cache(maxsize=16)
+def _reference(
+    model_name: str, dtype: str, global_batch: int, steps: int
+) -> tuple[list[float], dict[str, Tensor], dict[str, Tensor]]:
+    model, loss = make(model_name, dtype)
+    optimizer = optimizer_for(dtype)(model.parameters())
     losses, gradients = [], {}
     for step in range(steps):
-        batch = make_batch(case.model, case.global_batch, step)
+        batch = make_batch(model_name, global_batch, step)
         optimizer.zero_grad()
         output = model(**batch)
         value = loss(output, batch) if loss else getattr(output, "loss", output)
@@ -221,19 +233,33 @@ def reference(case: Case, steps: int = 3) -> tuple[list[float], dict[str, Tensor
     return losses, gradients, {n: p.detach().clone() for n, p in model.named_parameters()}
 
 
+@functools.lru_cache(maxsize=16)
+def _graph(model_name: str, dtype: str, micro_batch: int) -> ModelGraph:
+    model, loss = make(model_name, dtype)
+    return trace(model, make_batch(model_name, micro_batch, 0), loss, Precision(dtype))
+
+
+@contextmanager
+def _traced_once(case: Case) -> Iterator[None]:
+    """Let ``parallelize`` take the graph that this process has traced of the same model before."""
+    module = sys.modules["autoplan.runtime.parallelize"]
+    with patch.object(module, "trace", lambda *_, **__: _graph(case.model, case.dtype, case.micro_batch)):
+        yield
+
+
 def check(case: Case, steps: int = 3) -> float:
     """Run ``case`` on this rank; returns the largest relative difference, raises if it is beyond the promise."""
     model, loss = make(case.model, case.dtype)
-    batch = make_batch(case.model, case.micro_batch, 0)
-    plan = plan_for(trace(model, batch, loss, Precision(case.dtype)), case)
-    program = autoplan.parallelize(
-        model,
-        make_batch(case.model, case.global_batch, 0),
-        loss,
-        optimizer_for(case.dtype),
-        plan=plan,
-        precision=case.dtype,
-    )
+    plan = plan_for(_graph(case.model, case.dtype, case.micro_batch), case)
+    with _traced_once(case):
+        program = autoplan.parallelize(
+            model,
+            make_batch(case.model, case.global_batch, 0),
+            loss,
+            optimizer_for(case.dtype),
+            plan=plan,
+            precision=case.dtype,
+        )
     losses, gradients = [], {}
     for step in range(steps):
         losses.append(program.step(program.shard(make_batch(case.model, case.global_batch, step))).item())
