@@ -1,67 +1,101 @@
-"""The step under 1F1B, by walking the passes of every stage in their order.
+"""The step under a pipeline schedule, by walking the passes of every rank in their order, and what is kept meanwhile.
 
-Stage s of p runs w = min(m, p - s) forwards, then a backward and a forward in turn, then what backwards are
-left. A pass waits for the one before it on its stage and for its input; a message leaves when its pass has
-ended and the message before it on the same link has arrived.
+A pass waits for the one before it on its rank and for its input; a message leaves when its pass has ended and the
+message before it from the same rank to the same rank has arrived.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
+from autoplan.verify.orders import Pass, order_of, rank_of_stage
 from autoplan.verify.stage import StageSums
 
-__all__ = ["step_s"]
+__all__ = ["Pipeline"]
 
 
-def step_s(stages: Sequence[StageSums], sends_s: Sequence[float], micro_batches: int) -> float:
-    """Seconds of the step; ``sends_s`` is what each stage but the last takes to send to the next."""
-    m, p = micro_batches, len(stages)
-    if p == 1:
-        one = stages[0]
-        return one.head_s + m * (one.forward_s + one.backward_s) + one.tail_s
-    orders = [_order(s, p, m) for s in range(p)]
-    here = [stage.head_s for stage in stages]  # when each stage is free
-    at = [0] * p
-    arrives = [[[0.0] * m if s == 0 else [] for s in range(p)], [[] for _ in range(p - 1)] + [[]]]
-    link = [[0.0] * p, [0.0] * p]
-    moved = True
-    while moved:
-        moved = False
-        for s in range(p):
-            order, free = orders[s], here[s]
-            forward, backward = stages[s].forward_s, stages[s].backward_s
-            inputs, gradients = arrives[0][s], arrives[1][s]
-            while at[s] < len(order):
-                i = order[at[s]]
-                if i >= 0:
-                    if i >= len(inputs):
+class Pipeline:
+    """One order of passes. Raises Unfamiliar for a schedule that is not known here."""
+
+    def __init__(self, schedule: str, ranks: int, levels: int, micro_batches: int) -> None:
+        self.ranks, self.stages, self.micro_batches = ranks, ranks * levels, micro_batches
+        self.home = [rank_of_stage(schedule, stage, ranks) for stage in range(self.stages)]
+        self.orders = [order_of(schedule, rank, ranks, levels, micro_batches) for rank in range(ranks)]
+
+    def held(self, rank: int, kept: Sequence[float], between: Sequence[float]) -> float:
+        """The most bytes that forwards have left on a rank; by stage, what one leaves, and what is left of it between
+        the halves of its backward."""
+        now = most = 0.0
+        for kind, stage, _, _ in self.orders[rank]:
+            if kind == "F":
+                now += kept[stage]
+            elif kind == "W":
+                now -= between[stage]
+            else:
+                now -= kept[stage] - (between[stage] if kind == "I" else 0.0)
+            most = max(most, now)
+        return most
+
+    def step_s(self, stages: Sequence[StageSums], sends_s: Sequence[float]) -> float:
+        """Seconds of the step; ``sends_s`` is what each stage but the last takes to send to the next."""
+        free, tails = [0.0] * self.ranks, [0.0] * self.ranks
+        for stage, rank in zip(stages, self.home, strict=True):
+            free[rank] += stage.head_s
+            tails[rank] += stage.tail_s
+        takes = {
+            "F": [stage.forward_s for stage in stages],
+            "B": [stage.backward_s for stage in stages],
+            "I": [stage.backward_s - stage.weight_s for stage in stages],
+            "W": [stage.weight_s for stage in stages],
+        }
+        walk = _Walk(self, sends_s)
+        at, left = [0] * self.ranks, sum(map(len, self.orders))
+        while left:
+            before = left
+            for rank, order in enumerate(self.orders):
+                now = free[rank]
+                while at[rank] < len(order):
+                    kind, stage, i, held = done = order[at[rank]]
+                    input_s = walk.input_s(kind, stage, i)
+                    if input_s is None:
                         break
-                    free = max(free, inputs[i]) + forward
-                    if s + 1 < p:
-                        link[0][s] = max(link[0][s], free) + sends_s[s]
-                        arrives[0][s + 1].append(link[0][s])
-                else:
-                    if s + 1 < p:
-                        if -1 - i >= len(gradients):
-                            break
-                        free = max(free, gradients[-1 - i])
-                    free += backward
-                    if s:
-                        link[1][s] = max(link[1][s], free) + sends_s[s - 1]
-                        arrives[1][s - 1].append(link[1][s])
-                at[s] += 1
-                moved = True
-            here[s] = free
-    return max(free + stage.tail_s for free, stage in zip(here, stages, strict=True))
+                    now = max(now, input_s) + takes[kind][stage]
+                    walk.ended(rank, done, now, held)
+                    at[rank] += 1
+                    left -= 1
+                free[rank] = now
+            assert left < before, "ranks wait for each other"
+        return max(one + tail for one, tail in zip(free, tails, strict=True))
 
 
-def _order(stage: int, stages: int, micro_batches: int) -> list[int]:
-    """Forwards as 0, 1, …, backwards as -1, -2, …"""
-    first = min(micro_batches, stages - stage)
-    order = list(range(first))
-    for i in range(micro_batches):
-        order.append(-1 - i)
-        if first + i < micro_batches:
-            order.append(first + i)
-    return order
+class _Walk:
+    """When inputs arrive, and when links are free."""
+
+    def __init__(self, pipeline: Pipeline, sends_s: Sequence[float]) -> None:
+        self.home, self.sends_s = pipeline.home, sends_s
+        self.last = pipeline.stages - 1
+        self.arrival: list[dict[tuple[int, int], float]] = [{}, {}]  # of forwards, of gradients
+        self.link: dict[tuple[int, int], float] = {}
+        self.waiting: list[list[Pass]] = [[] for _ in range(pipeline.ranks)]
+
+    def input_s(self, kind: str, stage: int, i: int) -> float | None:
+        """When the input of a pass is there; None if not yet known."""
+        if kind == "W" or (kind == "F" and stage == 0) or (kind != "F" and stage == self.last):
+            return 0.0
+        return self.arrival[kind != "F"].get((stage, i))
+
+    def ended(self, rank: int, done: Pass, now: float, held: bool) -> None:
+        self.waiting[rank].append(done)
+        if held:
+            return
+        for kind, stage, i, _ in self.waiting[rank]:
+            to = stage + 1 if kind == "F" else stage - 1
+            if kind == "W" or not 0 <= to <= self.last:
+                continue
+            there = self.home[to]
+            arrives = now
+            if there != rank:
+                arrives = max(self.link.get((rank, there), 0.0), now) + self.sends_s[min(stage, to)]
+                self.link[rank, there] = arrives
+            self.arrival[kind != "F"][to, i] = arrives
+        self.waiting[rank].clear()

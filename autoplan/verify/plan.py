@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING
 
 from autoplan.errors import PlanError
 from autoplan.graph.layout import Layout
-from autoplan.verify.pipeline import step_s
-from autoplan.verify.stage import HeldUnit, StageSums, device_limit, stage_sums
+from autoplan.verify.pipeline import Pipeline
+from autoplan.verify.sequence import check_cut
+from autoplan.verify.stage import HeldUnit, StageSums, device_limit, rank_bytes, sharing, stage_sums
 from autoplan.verify.structure import check_structure
 from autoplan.verify.unit import UnitSums, held, passed, unit_sums
-from autoplan.verify.verdict import Claim, Finding, Verdict
+from autoplan.verify.verdict import Claim, Finding, Unfamiliar, Verdict
 
 if TYPE_CHECKING:
     from autoplan.graph.ir import ModelGraph
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 __all__ = ["verify_plan"]
 
 _ROUNDING = 1e-6
-_UNKNOWN = ("cp", "ep", "vpp")  # their layouts, memory and order of passes are not derived here
+_UNKNOWN = ("ep",)  # its layouts are not derived here
 
 
 def verify_plan(
@@ -36,8 +37,6 @@ def verify_plan(
     verdict = Verdict()
     check_structure(verdict, graph, plan, job, cluster)
     unknown = [f"{name}={getattr(plan, name)}" for name in _UNKNOWN if getattr(plan, name) > 1]
-    if plan.pp > 1 and str(plan.schedule) != "1f1b":
-        unknown.append(f"schedule={plan.schedule}")
     if claim is not None:
         verdict.close("sum of parts_s", claim.step_s, sum(claim.parts_s.values()), _ROUNDING)
         verdict.close("memory limit", claim.limit_bytes, device_limit(cluster), _ROUNDING)
@@ -47,13 +46,47 @@ def verify_plan(
     if unknown:
         verdict.unchecked += unknown
         return verdict
+    if plan.cp > 1:
+        graph = _on_cp(verdict, graph, plan)
+        if verdict.findings or verdict.unchecked:
+            return verdict
     sums = _units(verdict, graph, plan, cluster)
     if sums is None:
         return verdict
     verdict.checked.append("layouts")
-    stages, sends = _stages(graph, plan, job, cluster, sums)
-    _compare(verdict, stages, sends, plan, cluster, claim)
+    try:
+        pipeline = Pipeline(str(plan.schedule), plan.pp, plan.vpp, plan.num_micro_batches)
+    except Unfamiliar as order:
+        verdict.unchecked.append(str(order))
+        return verdict
+    held_units, stages, sends = _stages(graph, plan, job, cluster, sums, pipeline.home)
+    ranks = []
+    for rank in range(plan.pp):
+        mine = [units for units, home in zip(held_units, pipeline.home, strict=True) if home == rank]
+        kept = pipeline.held(rank, [stage.kept for stage in stages], [stage.between for stage in stages])
+        ranks.append(rank_bytes(mine, kept, plan, job, cluster))
+    _compare(verdict, [ranks[home] for home in pipeline.home], cluster, claim)
+    if claim is not None:
+        verdict.close("step", claim.step_s, pipeline.step_s(stages, sends), _ROUNDING)
+        verdict.checked.append("time")
     return verdict
+
+
+def _on_cp(verdict: Verdict, graph: ModelGraph, plan: Plan) -> ModelGraph:
+    """One cp rank's graph, each fact of it checked against the whole one."""
+    from autoplan.graph.cut import cut_graph
+
+    for kind in plan.cp_layouts.keys() - graph.kinds.keys():
+        verdict.findings.append(Finding(f"cp_layouts.{kind}", "a block", "no block of this model"))
+    try:
+        boundary = Layout.parse(plan.cp_boundary)
+        local = cut_graph(graph, plan.cp_layouts, boundary, plan.cp)
+    except PlanError as error:
+        verdict.findings.append(Finding(error.field, error.value, error.expected))
+        return graph
+    for kind, block in graph.kinds.items():
+        check_cut(verdict, block, local.kinds[kind], plan.cp_layouts.get(kind, {}), boundary, plan.cp)
+    return local
 
 
 def _units(verdict: Verdict, graph: ModelGraph, plan: Plan, cluster: Cluster) -> dict[str, UnitSums] | None:
@@ -83,25 +116,31 @@ def _check_tied(verdict: Verdict, graph: ModelGraph, plan: Plan) -> None:
 
 
 def _stages(
-    graph: ModelGraph, plan: Plan, job: Job, cluster: Cluster, sums: dict[str, UnitSums]
-) -> tuple[list[StageSums], list[float]]:
+    graph: ModelGraph,
+    plan: Plan,
+    job: Job,
+    cluster: Cluster,
+    sums: dict[str, UnitSums],
+    home: Sequence[int],
+) -> tuple[list[list[HeldUnit]], list[StageSums], list[float]]:
+    """Of each stage its units and their sums; and of each but the last, the seconds to send to the next."""
     ends = []
     for stage in plan.stages:
         ends.append((ends[-1] if ends else 0) + len(stage.units))
     starts = [0, *ends[:-1]]
     stride = plan.tp * plan.cp * plan.fsdp * plan.dp
     boundary = Layout.parse(plan.boundary)
-    tied = _tied_s(graph, plan, job, cluster, sums, starts, ends)
-    found, sends = [], []
+    tied = _tied_s(graph, plan, job, cluster, sums, starts, ends, home)
+    units, found, sends = [], [], []
     for s, stage in enumerate(plan.stages):
         last = s + 1 == len(plan.stages)
         sent = 0.0 if last else _crossing(graph, boundary, plan.tp, ends[s])
-        units = _held(graph, sums, starts[s], ends[s], frozenset(stage.recompute))
-        in_flight = min(plan.num_micro_batches, plan.pp - s)
-        found.append(stage_sums(units, in_flight, sent, tied[s], plan, job, cluster))
+        units.append(_held(graph, sums, starts[s], ends[s], frozenset(stage.recompute)))
+        found.append(stage_sums(units[-1], sent, tied[s], plan, job, cluster))
         if not last:
-            sends.append(cluster.p2p_time_s(sent, stride, plan.pp))
-    return found, sends
+            away = home[s] != home[s + 1]
+            sends.append(cluster.p2p_time_s(sent, stride, plan.pp) if away else 0.0)
+    return units, found, sends
 
 
 def _held(
@@ -145,42 +184,36 @@ def _tied_s(
     sums: dict[str, UnitSums],
     starts: Sequence[int],
     ends: Sequence[int],
+    home: Sequence[int],
 ) -> list[float]:
-    """Of each stage, seconds to add up gradients of parameters that other stages hold too."""
+    """Of each stage, seconds to add up gradients of parameters that other ranks hold too; the first stage of a rank
+    that has one does it for the rank."""
     total = [0.0] * len(starts)
     place = {unit.name: index for index, unit in enumerate(graph.units)}
     for group in graph.tied:
         at = {place[name] for name, _ in group}
-        homes = [s for s in range(len(starts)) if any(starts[s] <= i < ends[s] for i in at)]
+        holders = [s for s in range(len(starts)) if any(starts[s] <= i < ends[s] for i in at)]
+        homes = sorted({home[s] for s in holders})
         if len(homes) < 2:
             continue
         name, value = group[0]
-        nbytes = sums[graph.units[place[name]].kind].elements[value] * job.precision.master_bytes / plan.fsdp
+        nbytes = sums[graph.units[place[name]].kind].elements[value] * job.precision.master_bytes
+        nbytes /= sharing(plan)[0]
         apart = max(1, (homes[-1] - homes[0]) // (len(homes) - 1))
         stride = plan.tp * plan.cp * plan.fsdp * plan.dp * apart
-        for s in homes:
+        for s in [next(s for s in holders if home[s] == rank) for rank in homes]:
             total[s] += cluster.collective_time_s("all_reduce", nbytes, len(homes), stride=stride)
     return total
 
 
-def _compare(
-    verdict: Verdict,
-    stages: Sequence[StageSums],
-    sends: Sequence[float],
-    plan: Plan,
-    cluster: Cluster,
-    claim: Claim | None,
-) -> None:
-    worst = max(stage.bytes for stage in stages)
+def _compare(verdict: Verdict, found: Sequence[float], cluster: Cluster, claim: Claim | None) -> None:
+    """``found``: for each stage, the bytes of its rank."""
     if claim is None or claim.fits:
-        limit = device_limit(cluster)
+        limit, worst = device_limit(cluster), max(found)
         if worst > limit * (1 + _ROUNDING):
             verdict.findings.append(Finding("memory", f"at most {limit:.6g} bytes", f"{worst:.6g} bytes"))
     if claim is not None:
-        verdict.expect("stages priced", len(claim.stage_bytes), len(stages))
-        for s, (said, stage) in enumerate(zip(claim.stage_bytes, stages, strict=False)):
-            verdict.close(f"bytes of stage {s}", said, stage.bytes, _ROUNDING)
+        verdict.expect("stages priced", len(claim.stage_bytes), len(found))
+        for s, (said, nbytes) in enumerate(zip(claim.stage_bytes, found, strict=False)):
+            verdict.close(f"bytes of stage {s}", said, nbytes, _ROUNDING)
     verdict.checked.append("memory")
-    if claim is not None:
-        verdict.close("step", claim.step_s, step_s(stages, sends, plan.num_micro_batches), _ROUNDING)
-        verdict.checked.append("time")

@@ -1,4 +1,5 @@
-"""One pipeline stage: its units' sums under the plan's state sharding, as seconds and as bytes."""
+"""One pipeline stage, and the rank that holds it: units' sums under the plan's state sharding, as seconds and as
+bytes."""
 
 from __future__ import annotations
 
@@ -13,7 +14,7 @@ if TYPE_CHECKING:
     from autoplan.hardware import Cluster
     from autoplan.plan import Job, Plan
 
-__all__ = ["HeldUnit", "StageSums", "device_limit", "stage_sums"]
+__all__ = ["HeldUnit", "StageSums", "device_limit", "rank_bytes", "stage_sums"]
 
 _SLACK = 0.08  # of the allocator
 _LEFT_FREE = 0.1  # of a device, for what is not modelled
@@ -40,13 +41,16 @@ class HeldUnit:
 
 @dataclass(frozen=True, slots=True)
 class StageSums:
-    """Seconds of a pass, before the first and after the last one; bytes at the worst moment."""
+    """Seconds of a pass, before the first and after the last one, and of the backward those that give gradients of
+    weights apart; bytes that one forward leaves, and what is left of them between the halves of its backward."""
 
     forward_s: float
     backward_s: float
     head_s: float
     tail_s: float
-    bytes: float
+    weight_s: float = 0.0
+    kept: float = 0.0
+    between: float = 0.0
 
 
 def device_limit(cluster: Cluster) -> float:
@@ -55,32 +59,30 @@ def device_limit(cluster: Cluster) -> float:
 
 
 def stage_sums(
-    units: Sequence[HeldUnit],
-    in_flight: int,
-    sent_bytes: float,
-    tied_s: float,
-    plan: Plan,
-    job: Job,
-    cluster: Cluster,
+    units: Sequence[HeldUnit], sent_bytes: float, tied_s: float, plan: Plan, job: Job, cluster: Cluster
 ) -> StageSums:
-    """``in_flight``: micro-batches whose activations are held at once."""
-    seconds = _seconds(units, tied_s, plan, job, cluster)
-    return StageSums(*seconds, _bytes(units, in_flight, sent_bytes, plan, job, cluster))
+    """``sent_bytes`` is what one micro-batch sends on to the next stage."""
+    return StageSums(
+        *_seconds(units, tied_s, plan, job, cluster),
+        weight_s=sum(unit.sums.apart_s for unit in units),
+        kept=sum(u.sums.entering if u.again else u.sums.kept for u in units) + sent_bytes,
+        between=sum(unit.sums.apart for unit in units),
+    )
 
 
 def _seconds(
     units: Sequence[HeldUnit], tied_s: float, plan: Plan, job: Job, cluster: Cluster
 ) -> tuple[float, float, float, float]:
     full, half = job.precision.master_bytes, job.precision.compute_bytes
-    stride, shards = plan.cp * plan.tp, plan.fsdp
+    shards, copies = sharing(plan)
 
     def over(kind: str, nbytes: float, size: int, step: int) -> float:
         return cluster.collective_time_s(kind, nbytes, size, stride=step) if size > 1 and nbytes else 0.0
 
-    gather = sum(over("all_gather", unit.elements * half, shards, stride) for unit in units)
-    scatter = sum(over("reduce_scatter", unit.training * full, shards, stride) for unit in units)
+    gather = sum(over("all_gather", unit.elements * half, shards, plan.tp) for unit in units)
+    scatter = sum(over("reduce_scatter", unit.training * full, shards, plan.tp) for unit in units)
     reduce = sum(
-        over("all_reduce", unit.training * full / shards, plan.dp, stride * shards) for unit in units
+        over("all_reduce", unit.training * full / shards, copies, plan.tp * shards) for unit in units
     )
     forward = sum(unit.sums.compute_s[0] for unit in units)
     backward = sum(unit.sums.compute_s[1] for unit in units)
@@ -98,7 +100,7 @@ def _seconds(
     once_after = reduce + (scatter if plan.zero == 1 else 0.0)
     beside = backward + rerun
     waited = shown(each_backward, beside)
-    elements = sum(unit.training for unit in units) / (shards if plan.zero else 1)
+    elements = sum(unit.training for unit in units) / shards
     stepped = (
         cluster.device.memory_time_s(elements * full * (3 + 2 * job.optimizer_states)) if elements else 0
     )
@@ -110,23 +112,34 @@ def _seconds(
     )
 
 
-def _bytes(
-    units: Sequence[HeldUnit], in_flight: int, sent_bytes: float, plan: Plan, job: Job, cluster: Cluster
+def sharing(plan: Plan) -> tuple[int, int]:
+    """Ranks that share one copy of a stage's state, and copies of it; those of cp share as those of fsdp do."""
+    ranks = plan.dp * plan.fsdp * plan.cp
+    shards = plan.fsdp * plan.cp if plan.zero else 1
+    return shards, ranks // shards
+
+
+def rank_bytes(
+    stages: Sequence[Sequence[HeldUnit]], activations: float, plan: Plan, job: Job, cluster: Cluster
 ) -> float:
+    """Bytes of a rank that holds ``stages``, at its worst moment; ``activations`` are what forwards have left."""
+    units = [unit for stage in stages for unit in stage]
     full, half = float(job.precision.master_bytes), float(job.precision.compute_bytes)
     elements, training = sum(u.elements for u in units), sum(u.training for u in units)
-    share = plan.fsdp if plan.zero else 1
+    share = sharing(plan)[0]
     state = full / share * (elements + job.optimizer_states * training)
     state += full * training / (share if plan.zero >= 2 else 1)
-    if half != full or plan.dp * plan.fsdp > 1:
+    if half != full or plan.dp * plan.fsdp * plan.cp > 1:
         state += max(u.training for u in units) * full * (2 if plan.zero >= 2 else 1)
         state += elements * half if plan.zero < 3 else 0.0
     if plan.zero == 3:
-        sizes = [u.elements for u in units]
-        pairs = [a + b for a, b in pairwise(sizes)]
-        state += half * max(pairs or sizes)
-    kept = sum(u.sums.entering if u.again else u.sums.kept for u in units)
+        state += half * max(_neighbours(stage) for stage in stages)
     rerun = max((u.sums.kept for u in units if u.again), default=0.0)
     at_work = max(u.sums.at_work for u in units)
-    tensors = state + in_flight * (kept + sent_bytes) + rerun + at_work
-    return tensors * (1 + _SLACK) + _CONTEXT_BYTES[cluster.device.kind]
+    return (state + activations + rerun + at_work) * (1 + _SLACK) + _CONTEXT_BYTES[cluster.device.kind]
+
+
+def _neighbours(units: Sequence[HeldUnit]) -> float:
+    """Elements of the two units gathered at once."""
+    sizes = [unit.elements for unit in units]
+    return max([a + b for a, b in pairwise(sizes)] or sizes)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from autoplan.errors import PlanError
 from autoplan.graph.ir import Block, OpKind, Origin
 from autoplan.graph.layout import REPLICATE, Layout
+from autoplan.verify.apart import kept_apart, products_apart
 from autoplan.verify.verdict import Finding, Illegal, Unfamiliar, Verdict
 from autoplan.verify.ways import Way, way_of
 
@@ -17,13 +18,19 @@ if TYPE_CHECKING:
     from autoplan.graph.ir import Op, Value
     from autoplan.hardware import Cluster
 
-__all__ = ["UnitSums", "crosses", "passed", "unit_sums"]
+__all__ = ["UnitSums", "crosses", "held", "joins", "passed", "unit_sums"]
+
+Join = tuple[str, float, float]
+"""A collective or "", its bytes, and bytes rewritten beside it."""
+
+_NOTHING: Join = ("", 0.0, 0.0)
 
 
 @dataclass(slots=True)
 class UnitSums:
     """A unit on one rank, one micro-batch: seconds computed and sent, forward and backward; bytes kept for
-    backward, of inputs with a gradient, and of the largest op at work; elements of each parameter, and which train."""
+    backward, of inputs with a gradient, and of the largest op at work; elements of each parameter, and which train;
+    of its backward, seconds that can run apart, and bytes kept until they do."""
 
     compute_s: list[float]
     sent_s: list[float]
@@ -32,6 +39,8 @@ class UnitSums:
     at_work: float
     elements: dict[str, float]
     trains: frozenset[str]
+    apart_s: float = 0.0
+    apart: float = 0.0
 
 
 def unit_sums(
@@ -115,6 +124,10 @@ def _sums(
         compute[0] += forward
         compute[1] += backward
         sent[0] += sum(cluster.collective_time_s(kind, size, degree) for kind, size in way.sends)
+        for send in op.sends:  # among the ranks of cp, which lie just outside those of tp
+            nbytes = send.nbytes / (degree if way.shares else 1)
+            seconds = cluster.collective_time_s(send.kind, nbytes, send.ranks, stride=degree)
+            sent[send.phase != "forward"] += seconds
         kept += _kept(op, way, degree)
         at_work = max(at_work, _at_work(block, op, way, degree))
     for name, layout in wanted:
@@ -131,7 +144,17 @@ def _sums(
         at_work,
         {name: float(math.prod(shape)) for name, shape in shapes.items()},
         frozenset(name for name in block.parameters if block.values[name].requires_grad),
+        sum(_weight_s(block, op, ways[op.name], degree, cluster) for op, _ in products_apart(block)),
+        kept_apart(block, ways, degree),
     )
+
+
+def _weight_s(block: Block, op: Op, way: Way, degree: int, cluster: Cluster) -> float:
+    """Seconds of the product that gives the gradient of a weight."""
+    if op.gemm is None:
+        return 0.0
+    b, m, n, k = _product(block, op, way, degree)
+    return cluster.device.gemm_time_s((b, k, n, m), block.values[op.output].dtype)
 
 
 def held(value: Value, layout: Layout, degree: int) -> float:
@@ -141,12 +164,21 @@ def held(value: Value, layout: Layout, degree: int) -> float:
 
 def crosses(value: Value, src: Layout, dst: Layout, degree: int, cluster: Cluster) -> tuple[float, float]:
     """Seconds to turn a value made as ``src`` into ``dst``, and its gradient back again."""
+    seconds = []
+    for kind, nbytes, rewritten in joins(value, src, dst, degree):
+        taken = cluster.device.memory_time_s(rewritten) if rewritten else 0.0
+        seconds.append(taken + (cluster.collective_time_s(kind, nbytes, degree) if kind else 0.0))
+    return seconds[0], seconds[1]
+
+
+def joins(value: Value, src: Layout, dst: Layout, degree: int) -> tuple[Join, Join]:
+    """What it takes to turn a value made as ``src`` into ``dst``, and its gradient back again."""
     if degree == 1 or src == dst:
-        return 0.0, 0.0
-    forward = _moved_s(value, _lies(src), _lies(dst), src, dst, degree, cluster)
+        return _NOTHING, _NOTHING
+    forward = _moved(value, _lies(src), _lies(dst), src, dst, degree)
     if not value.requires_grad:
-        return forward, 0.0
-    return forward, _moved_s(value, _gradient(dst), _gradient(src), dst, src, degree, cluster)
+        return forward, _NOTHING
+    return forward, _moved(value, _gradient(dst), _gradient(src), dst, src, degree)
 
 
 def _lies(layout: Layout) -> str:
@@ -157,33 +189,31 @@ def _gradient(layout: Layout) -> str:
     return {"R": "R", "R*": "P", "P": "R"}.get(str(layout), "S")
 
 
-def _moved_s(
-    value: Value, src: str, dst: str, before: Layout, after: Layout, degree: int, cluster: Cluster
-) -> float:
+def _moved(value: Value, src: str, dst: str, before: Layout, after: Layout, degree: int) -> Join:
     """``src`` and ``dst`` say whole (R), in pieces (S) or as partial sums (P); pieces lie as the layouts say."""
-    rewrite, send, whole = cluster.device.memory_time_s, cluster.collective_time_s, value.nbytes
+    whole = float(value.nbytes)
     match src + dst:
         case "RR" | "PP":
-            return 0.0
+            return _NOTHING
         case "RP" | "SP":
-            return rewrite(whole)  # one rank keeps it, the others put zeros
+            return "", 0.0, whole  # one rank keeps it, the others put zeros
         case "RS":
-            return rewrite(2 * whole / degree)
+            return "", 0.0, 2 * whole / degree
         case "SS":
-            return send("all_to_all", whole / degree, degree) + rewrite(2 * whole / degree)
+            return "all_to_all", whole / degree, 2 * whole / degree
         case "PR":
-            return send("all_reduce", whole, degree)
+            return "all_reduce", whole, 0.0
         case "SR":
-            return send("all_gather", whole, degree) + _laid_out_s(value, before, cluster)
+            return "all_gather", whole, _laid_out(value, before)
         case _:
-            return send("reduce_scatter", whole, degree) + _laid_out_s(value, after, cluster)
+            return "reduce_scatter", whole, _laid_out(value, after)
 
 
-def _laid_out_s(value: Value, pieces: Layout, cluster: Cluster) -> float:
-    """Pieces of another dim than the outermost must be copied into place."""
+def _laid_out(value: Value, pieces: Layout) -> float:
+    """Bytes rewritten, as pieces of another dim than the outermost must be copied into place."""
     outer = math.prod(value.shape[: pieces.dim]) if pieces.is_shard else 1
     scattered = pieces.is_shard and (pieces.parts > 1 or outer > 1)
-    return cluster.device.memory_time_s(2 * value.nbytes) if scattered else 0.0
+    return 2.0 * value.nbytes if scattered else 0.0
 
 
 def _op_s(block: Block, op: Op, way: Way, degree: int, cluster: Cluster) -> tuple[float, float]:
@@ -196,20 +226,7 @@ def _op_s(block: Block, op: Op, way: Way, degree: int, cluster: Cluster) -> tupl
     gemm = op.gemm
     if gemm is None and not op.flops_forward:
         return touched[0], touched[1]
-    if gemm is not None:
-        sizes = {"batch": gemm.batch, "m": gemm.m, "n": gemm.n, "k": gemm.k}
-    else:  # the product that gives the result's size with as many FLOPs
-        shape = block.values[op.output].shape
-        n = shape[-1] if shape else 1
-        m = max(math.prod(shape) // n, 1)
-        sizes = {"batch": 1, "m": m, "n": n, "k": max(round(op.flops_forward / (2 * m * n)), 1)}
-    experts = sizes["batch"]
-    if pieces > 1:
-        axis = way.product_axis or ("batch" if sizes["batch"] % pieces == 0 else "m")
-        sizes[axis] = max(sizes[axis] // pieces, 1)
-    if _by_expert(op, way) and op.routing is not None:
-        sizes["m"] = math.ceil(sizes["m"] * op.routing.load(experts, pieces))
-    b, m, n, k = sizes["batch"], sizes["m"], sizes["n"], sizes["k"]
+    b, m, n, k = _product(block, op, way, degree)
     device, dtype = cluster.device, block.values[op.output].dtype
     if op.kind is OpKind.ATTENTION:
         forward = device.attention_time_s(b, m, n, k, dtype, op.causal)
@@ -223,6 +240,25 @@ def _op_s(block: Block, op: Op, way: Way, degree: int, cluster: Cluster) -> tupl
     if gemm is None:
         return max(forward, touched[0]), max(backward, touched[1])
     return forward, backward
+
+
+def _product(block: Block, op: Op, way: Way, degree: int) -> tuple[int, int, int, int]:
+    """One rank's part of an op's product: batch, m, n, k."""
+    gemm, pieces = op.gemm, degree if way.shares else 1
+    if gemm is not None:
+        sizes = {"batch": gemm.batch, "m": gemm.m, "n": gemm.n, "k": gemm.k}
+    else:  # the product that gives the result's size with as many FLOPs
+        shape = block.values[op.output].shape
+        n = shape[-1] if shape else 1
+        m = max(math.prod(shape) // n, 1)
+        sizes = {"batch": 1, "m": m, "n": n, "k": max(round(op.flops_forward / (2 * m * n)), 1)}
+    experts = sizes["batch"]
+    if pieces > 1:
+        axis = way.product_axis or ("batch" if sizes["batch"] % pieces == 0 else "m")
+        sizes[axis] = max(sizes[axis] // pieces, 1)
+    if _by_expert(op, way) and op.routing is not None:
+        sizes["m"] = math.ceil(sizes["m"] * op.routing.load(experts, pieces))
+    return sizes["batch"], sizes["m"], sizes["n"], sizes["k"]
 
 
 def _by_expert(op: Op, way: Way) -> bool:

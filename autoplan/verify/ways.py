@@ -14,12 +14,13 @@ from types import BuiltinFunctionType
 from typing import TYPE_CHECKING, Any
 
 from autoplan.graph.layout import PARTIAL, REPLICATE, REPLICATE_STAR, Layout, shard
+from autoplan.graph.mesh_calls import MeshCall
 from autoplan.verify.verdict import Illegal, Unfamiliar
 
 if TYPE_CHECKING:
     from autoplan.graph.ir import Block, Op
 
-__all__ = ["Way", "way_of"]
+__all__ = ["Way", "has_kernel", "way_of"]
 
 _TORCH_OWN = ("aten", "prims", "autoplan")
 
@@ -79,7 +80,10 @@ def _with_partial_gradients(block: Block, op: Op, grads: list[bool], carries: bo
     if not carries:
         raise Illegal("the result has no gradient that could be partial")
     target = _call(block, op).target
-    if not isinstance(target, BuiltinFunctionType) and getattr(target, "namespace", "") not in _TORCH_OWN:
+    if (
+        not isinstance(target, BuiltinFunctionType | MeshCall)
+        and getattr(target, "namespace", "") not in _TORCH_OWN
+    ):
         raise Illegal(f"{op.target} has a backward of its own, which need not be linear")
     return Way(tuple(REPLICATE_STAR if grad else REPLICATE for grad in grads), REPLICATE_STAR)
 
@@ -122,6 +126,19 @@ def _own_kernel(block: Block, op: Op, spec: Any, axis: str, name: str, degree: i
     if any(strategy.name == name for strategy in offered):
         raise Unfamiliar(f"{op.target} with {name}")
     raise Illegal(f"{op.target} cannot be cut along {axis}")
+
+
+def has_kernel(block: Block, op: Op, name: str, degree: int) -> bool:
+    """True for a way that no axis of the op gives."""
+    from autoplan.graph.axes import spec_of
+
+    axis = re.fullmatch(r"cut ([^/\s]+)(?:/[1-9]\d*)?", name)
+    spec = spec_of(block, op)
+    return (
+        degree > 1
+        and axis is not None
+        and (spec is None or axis[1] not in spec.sizes or axis[1] in spec.fixed)
+    )
 
 
 def _class_sums(block: Block, op: Op) -> tuple[tuple[str, float], ...]:
