@@ -16,7 +16,7 @@ import sys
 from collections.abc import Sequence
 
 import autoplan
-from autoplan.cli import emit, estimate, explain, frontier, graph, profile, run, search, show
+from autoplan.cli import calibrate, emit, estimate, explain, frontier, graph, profile, run, search, show
 from autoplan.cli.arguments import Parser
 from autoplan.errors import AutoplanError
 
@@ -70,7 +70,7 @@ def build_parser() -> Parser:
     )
     parser.add_argument("--version", action="version", version=f"autoplan {autoplan.__version__}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True, title="commands")
-    for command in (search, explain, frontier, estimate, show, run, emit, graph, profile):
+    for command in (search, explain, frontier, estimate, show, run, emit, graph, profile, calibrate):
         command.add_parser(commands)
     return parser
 

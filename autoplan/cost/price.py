@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from autoplan.hardware import Cluster
     from autoplan.plan import Job, Plan
 
-__all__ = ["plan_stages", "price"]
+__all__ = ["plan_stages", "price", "unit_prices"]
 
 _AGAIN = "search again for this model and cluster"
 
@@ -34,7 +34,7 @@ def price(
 
     Raises PlanError if the plan is for another model, batch, world size or micro-batch.
     """
-    graph, costs, sent = _unit_prices(graph, plan, job, cluster, strategies_of)
+    graph, costs, sent = unit_prices(graph, plan, job, cluster, strategies_of)
     return step_estimate(graph, costs, sent, _assignments(graph, plan), Degrees.of(plan), job, cluster)
 
 
@@ -42,12 +42,12 @@ def plan_stages(
     graph: ModelGraph, plan: Plan, job: Job, cluster: Cluster, *, strategies_of: StrategiesOf | None = None
 ) -> list[StagePrice]:
     """The price of each stage of ``plan``; arguments and errors as for ``price``."""
-    graph, costs, sent = _unit_prices(graph, plan, job, cluster, strategies_of)
+    graph, costs, sent = unit_prices(graph, plan, job, cluster, strategies_of)
     return stage_prices(graph, costs, sent, _assignments(graph, plan), Degrees.of(plan), job, cluster)
 
 
-def _unit_prices(
-    graph: ModelGraph, plan: Plan, job: Job, cluster: Cluster, strategies_of: StrategiesOf | None
+def unit_prices(
+    graph: ModelGraph, plan: Plan, job: Job, cluster: Cluster, strategies_of: StrategiesOf | None = None
 ) -> tuple[ModelGraph, dict[str, UnitCost], Sequence[float]]:
     """One cp rank's graph, the price of a unit of each kind, and what a cut after each unit sends."""
     _check(graph, plan, job, cluster)

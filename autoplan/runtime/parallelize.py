@@ -18,7 +18,7 @@ from autoplan.graph.cut import cut_graph
 from autoplan.graph.ir import ModelGraph
 from autoplan.graph.layout import Layout
 from autoplan.graph.trace import Loss, flatten_batch, trace
-from autoplan.hardware import Cluster, local_profile
+from autoplan.hardware import Cluster
 from autoplan.plan import Job, Plan, Precision, read_plan, validate_plan
 from autoplan.rewrite import StageModule, build_stage
 from autoplan.runtime.data_parallel import shard_state
@@ -27,7 +27,7 @@ from autoplan.runtime.pieces import held_parameters, pieces_of, same_everywhere
 from autoplan.runtime.program import OptimizerFactory, Program
 from autoplan.runtime.same_weights import same_weights
 from autoplan.runtime.state import aliases
-from autoplan.runtime.world import agree, broadcast_from_first, join, lay_mesh, world_size
+from autoplan.runtime.world import agree, broadcast_from_first, cluster_at_hand, join, lay_mesh
 
 __all__ = ["parallelize"]
 
@@ -106,7 +106,7 @@ def parallelize(
             shard_state(stages[-1], plan, world)
     if any(parameter.is_meta for parameter in parameters.values()):
         _give_weights(stages, model, seed, world.device)
-    return Program(stages, plan, graph, world, optimizer or _adamw, model, buffers)
+    return Program(stages, plan, graph, world, optimizer or _adamw, model, buffers, cluster)
 
 
 def _put_on(stage: StageModule, device: torch.device) -> StageModule:
@@ -161,17 +161,11 @@ def _rows(batch: Any, samples: int) -> Any:
     )
 
 
-def _cluster(cluster: Cluster | str | Path | None) -> Cluster:
-    if cluster is None or cluster == "local":
-        return local_profile(world_size())
-    return cluster if isinstance(cluster, Cluster) else Cluster.of(cluster, gpus=world_size())
-
-
 def _search(graph_at: Any, job: Job, cluster: Cluster | str | Path | None, pin: dict[str, Any]) -> Plan:
     """Rank 0 searches; every rank gets its answer."""
     from autoplan.search import search
 
-    found = _cluster(cluster)  # measuring is a collective act, so every rank takes part
+    found = cluster_at_hand(cluster)  # measuring is a collective act, so every rank takes part
     answer: Any = None
     if not _is_first():
         answer = broadcast_from_first(None)

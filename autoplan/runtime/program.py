@@ -6,7 +6,7 @@ import contextlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
@@ -27,6 +27,10 @@ from autoplan.runtime.pipeline import Chunks, Pipeline
 from autoplan.runtime.state import aliases, gather
 from autoplan.runtime.tied import TiedParameters
 from autoplan.runtime.world import World, world_size
+
+if TYPE_CHECKING:
+    from autoplan.hardware import Cluster
+    from autoplan.hardware.measurement import Measurement
 
 __all__ = ["OptimizerFactory", "Program"]
 
@@ -54,12 +58,14 @@ class Program(nn.Module):
         optimizer: OptimizerFactory,
         model: nn.Module,
         buffers: Mapping[str, Tensor],
+        cluster: Cluster | str | Path | None = None,
     ) -> None:
         super().__init__()
         stage = stages[0] if len(stages) == 1 else Chunks(stages)
         self.stage = stage
         self.stages = list(stages)  # of this rank, in the order of the model
         self.plan = plan
+        self.cluster = cluster  # that it was planned for, as it was given
         self.world = world
         self.data_rank = world.data_rank
         self.data_ranks = world.data_ranks
@@ -72,7 +78,7 @@ class Program(nn.Module):
             name: p.shape for name, p in model.named_parameters() if self.names[name][0] not in unused
         }
         self.rest = _untouched(graph, model, self.names)
-        self._graph = graph
+        self.graph = graph
         self._checkpoints = Checkpoints(self)
         self._weight = _weight_module(graph, buffers, world) if graph.weight is not None else None
         self._weight_reads = inputs_of(self._weight) if self._weight is not None else []
@@ -222,6 +228,26 @@ class Program(nn.Module):
         """
         save_safetensors(self, directory, dtype, file_bytes)
 
+    def measure(self, batch: Any, steps: int = 5, cluster: Cluster | str | Path | None = None) -> Measurement:
+        """Take steps on this rank's share of a batch, and say of each part of them how long it took and was
+        predicted to take.
+
+        Passes of units, collectives by mesh axis and size, waiting, the optimizer, and the most memory that tensors
+        took. Two steps go before the ``steps`` that are timed; all of them are steps like any other, with the same
+        numbers. Every rank must call it and gets the same answer, to be printed or saved for ``autoplan calibrate``.
+
+        Args:
+            cluster: whose prediction to compare with; default that of ``parallelize``, or this machine's profile.
+
+        Raises:
+            InputError: ``steps`` is no count.
+            ProfileError: the cluster is none, or of another size.
+            Those of ``step``.
+        """
+        from autoplan.runtime.measure import measure
+
+        return measure(self, batch, steps, cluster)
+
     @contextlib.contextmanager
     def profile(self, path: str | Path) -> Iterator[torch.profiler.profile]:
         """torch's profiler around the steps inside; each rank writes a Chrome trace.
@@ -277,7 +303,7 @@ class Program(nn.Module):
         return share, parts, (self.data_ranks / total.clamp(min=1)).reshape(1)
 
     def _check_shapes(self, names: list[str], tensors: list[Tensor]) -> None:
-        planned = self._graph.batch_inputs
+        planned = self.graph.batch_inputs
         if set(names) != set(planned):
             raise ModelError(
                 "batch",
@@ -297,7 +323,7 @@ class Program(nn.Module):
 
     def _cast(self, tensor: Tensor, name: str) -> Tensor:
         return (
-            tensor.to(getattr(torch, self._graph.batch_inputs[name][1]))
+            tensor.to(getattr(torch, self.graph.batch_inputs[name][1]))
             if tensor.is_floating_point()
             else tensor
         )

@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ import torch.distributed as dist
 from torch.distributed.device_mesh import DeviceMesh
 
 from autoplan.errors import AutoplanError, DistributedError, InputError, PlanError
+from autoplan.hardware import Cluster, local_profile
 from autoplan.plan import Plan, Precision
 from autoplan.runtime.groups import laid_mesh, my_subgroup
 
@@ -20,6 +22,7 @@ __all__ = [
     "World",
     "agree",
     "broadcast_from_first",
+    "cluster_at_hand",
     "from_all",
     "join",
     "lay_mesh",
@@ -112,6 +115,13 @@ def _cp_group(plan: Plan) -> str:
     group = my_subgroup(ranks.transpose(1, 2).reshape(-1, plan.cp).tolist(), _timeout())
     assert group is not None
     return group.group_name
+
+
+def cluster_at_hand(cluster: Cluster | str | Path | None) -> Cluster:
+    """The cluster of that name or file, as large as the process group; None is this machine. Every rank must call it."""
+    if cluster is None or cluster == "local":
+        return local_profile(world_size())
+    return cluster if isinstance(cluster, Cluster) else Cluster.of(cluster, gpus=world_size())
 
 
 def agree(what: str, value: str) -> None:
