@@ -171,13 +171,13 @@ def _place_of(tensor: Tensor, among: list[Tensor]) -> int | None:
     return next((index for index, other in enumerate(among) if other is tensor), None)
 
 
-_INLINE: list[dict[Any, tuple[list[Tensor], tuple[Result, ...], pytree.TreeSpec]]] = []
+_INLINE: list[dict[Any, tuple[list[Tensor], list[int], tuple[Result, ...], pytree.TreeSpec]]] = []
 """While blocks run in place, what those that ran gave."""
 
 
 @contextlib.contextmanager
 def blocks_inline() -> Iterator[None]:
-    """Within, a stub runs its block as part of its parent; a call like an earlier one gives new tensors like its."""
+    """Within, a stub runs its block as part of its parent; a call like an earlier one gives its tensors again."""
     _INLINE.append({})
     try:
         yield
@@ -188,11 +188,12 @@ def blocks_inline() -> Iterator[None]:
 def _run_inline(record: BlockCall, tensors: list[Tensor]) -> Any:
     known, key = _INLINE[-1], _with_inputs(record, tensors).run_key()
     if key in known:
-        like, record.results, record.output_spec = known[key]
-        return record.output([tensor.clone() for tensor in like], tensors)
+        made, versions, record.results, record.output_spec = known[key]
+        if versions == [tensor._version for tensor in made]:  # nothing has been done to them in place
+            return record.output(made, tensors)
     args, kwargs = record.arguments(tensors)
     made, record.results, record.output_spec = _results(record.path, record.block(*args, **kwargs), tensors)
-    known[key] = made, record.results, record.output_spec
+    known[key] = made, [tensor._version for tensor in made], record.results, record.output_spec
     return record.output(made, tensors)
 
 
