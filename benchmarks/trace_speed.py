@@ -2,7 +2,8 @@
 
     python benchmarks/trace_speed.py
 
-Every case runs in a process of its own, after all imports, on one thread: the model is built on the meta
+Every case runs in a process of its own, after all imports (whose objects the garbage collector is told to pass
+over: going through them takes 0.1 s, when and if it is their turn), on one thread: the model is built on the meta
 device and captured (``autoplan.graph.trace``) in bf16 on one sample. ``export`` is what
 ``torch.export.export`` alone takes on the same model, whole and under fake tensors, and gives less: no
 FLOPs, bytes or kept tensors. Rounds are interleaved; figures are medians over them. Wall time depends on what
@@ -12,6 +13,7 @@ else the machine does (its load is recorded); CPU time hardly does.
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import resource
 import statistics
@@ -117,6 +119,8 @@ def measure(case: str) -> dict[str, float]:
     build, seq = CASES[case]()
     run = exported if case.startswith("export") else captured
     warm_imports()
+    gc.collect()
+    gc.freeze()
     before = peak_bytes()
     figures: dict[str, float] = {}
     with timed(figures, "build_s"), torch.device("meta"):
