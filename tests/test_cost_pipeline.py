@@ -23,8 +23,10 @@ from autoplan.cost.pipeline import (
     simulate,
     step_times_s,
 )
+from autoplan.cost.pipeline.activations import _states, settled_micro_batches
 from autoplan.cost.pipeline.closed_forms import bubble_s, in_flight
 from autoplan.errors import InputError
+from autoplan.plan.schedule import Schedule, ranks_of_stages
 
 SECONDS = st.floats(0.0, 10.0).map(lambda s: round(s, 3))
 POSITIVE = st.floats(0.01, 10.0).map(lambda s: round(s, 3))
@@ -103,6 +105,31 @@ def test_every_schedule_has_a_bubble_on_paper(schedule: str) -> None:
 @given(shapes(most_pp=9, most_m=40))
 def test_in_flight_is_as_on_paper(shape: Shape) -> None:
     assert peak_in_flight(*shape).tolist() == [in_flight(*shape, rank) for rank in range(shape[1])]
+
+
+@pytest.mark.parametrize(
+    ("schedule", "pp", "vpp"),
+    [
+        ("1f1b", 7, 1), ("interleaved", 4, 3), ("interleaved", 8, 2), ("zb-h1", 5, 2), ("zb-h1", 8, 1),
+        ("zbv", 6, 2), ("dualpipe-v", 5, 2),
+    ],
+)  # fmt: skip
+def test_what_is_kept_settles_after_a_few_micro_batches(schedule: str, pp: int, vpp: int) -> None:
+    """The moments of few micro-batches are those of many, on each rank."""
+
+    def moments(micro_batches: int, rank: int) -> set[tuple[int, ...]]:
+        actions = SCHEDULES[schedule].actions(pp, vpp, micro_batches, rank)
+        chunks = [c for c, home in enumerate(ranks_of_stages(Schedule(schedule), pp, vpp)) if home == rank]
+        return {tuple(row) for row in _states(tuple(actions), tuple(chunks)).tolist()}
+
+    shorter = 0
+    for m in (*range(2 * pp, 5 * pp + 2), 9 * pp, 12 * pp + 5):
+        settled = settled_micro_batches(schedule, pp, m)
+        shorter += settled < m
+        assert settled <= 5 * pp
+        for rank in {0, 1, pp // 2, pp - 1} if settled < m else ():
+            assert moments(m, rank) == moments(settled, rank)
+    assert shorter > 3
 
 
 def test_in_flight_of_interleaved_is_korthikantis() -> None:

@@ -11,7 +11,9 @@ from test_cost_toys import toy_cluster, toy_graph, toy_layer, toy_layouts, toy_s
 
 from autoplan.cost.unit import unit_cost
 from autoplan.graph.layout import PARTIAL, REPLICATE, Layout, shard
+from autoplan.search import layout_elimination
 from autoplan.search.layout_choice import layout_choices
+from autoplan.search.layout_elimination import eliminate
 from autoplan.search.layout_ilp import solve_layouts
 from autoplan.search.layout_problem import LayoutProblem, Node, Option, Port, layout_problem
 
@@ -64,6 +66,13 @@ def test_equals_brute_force(problem: LayoutProblem) -> None:
     every = itertools.product(*(range(len(node.options)) for node in problem.nodes))
     best = min(price_of(problem, taken) for taken in every)
     assert price_of(problem, solve_layouts(problem)) == pytest.approx(best, abs=1e-12)
+    joined = layout_elimination._JOINED
+    try:
+        for layout_elimination._JOINED in (joined, 1):  # with 1, values of several readers become variables
+            taken = eliminate(problem)
+            assert taken is not None and price_of(problem, taken) == pytest.approx(best, abs=1e-12)
+    finally:
+        layout_elimination._JOINED = joined
 
 
 @pytest.mark.parametrize("boundary", [REPLICATE, shard(1)])

@@ -1,6 +1,6 @@
 """The layouts that the outer search may choose from, for one micro-batch size and one tp degree.
 
-The integer program has one answer for each question it is asked; it is asked a few. What passes
+The layout question has one answer for each time that it is asked; it is asked a few times. What passes
 between units may be whole (R) or cut along its second dim (S(1), the sequence of a transformer); and
 if the fastest layouts leave parameters whole that could be cut, they are asked for again with each
 byte of a parameter charged what it costs to gather it twice and scatter it once, as ZeRO-3 does, over
@@ -18,6 +18,7 @@ from autoplan.cost.crossing import crossing_bytes
 from autoplan.cost.unit import StrategiesOf, UnitCost, unit_cost
 from autoplan.graph.boundary import boundary_layout
 from autoplan.graph.layout import REPLICATE, Layout, shard
+from autoplan.search.layout_elimination import eliminate
 from autoplan.search.layout_ilp import solve_layouts
 from autoplan.search.layout_problem import TIE_BREAK_S, LayoutsOf, layout_problem
 from autoplan.search.optimist import usable_pieces
@@ -70,7 +71,8 @@ def layout_choices(
                 blocks, tied, boundary, degree, cluster, strategies_of, layouts_of, parameter_byte_s
             )
             names: _Names = {block.kind: {} for block in blocks}
-            for node, taken in zip(problem.nodes, solve_layouts(problem), strict=True):
+            chosen = eliminate(problem)  # None where too many values are alive at once
+            for node, taken in zip(problem.nodes, chosen or solve_layouts(problem), strict=True):
                 names[node.block][node.name] = node.options[taken].name
             return names
 

@@ -13,6 +13,7 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from autoplan.cost.pipeline.looped_schedules import group_sizes
 from autoplan.cost.pipeline.order import Action, Pass
 from autoplan.cost.pipeline.schedules import pipeline_order, schedule_rule
 from autoplan.cost.pipeline.simulation import Simulation
@@ -25,6 +26,7 @@ __all__ = [
     "moments_of_rank",
     "peak_activation_bytes",
     "peak_in_flight",
+    "settled_micro_batches",
 ]
 
 Floats = NDArray[np.float64]
@@ -44,7 +46,7 @@ def peak_in_flight(schedule: str, pp: int, vpp: int, micro_batches: int) -> NDAr
 
     Divide by ``vpp`` for the activations of whole ranks.
     """
-    held = _held(schedule, pp, vpp, micro_batches)
+    held = _held(schedule, pp, vpp, settled_micro_batches(schedule, pp, micro_batches))
     return np.array([rows.sum(axis=1).max() for rows in held], dtype=np.intp)
 
 
@@ -63,6 +65,7 @@ def peak_activation_bytes(
             (chunks, plans).
         weight_bytes: what is kept between the two halves of a backward; as much as ``chunk_bytes`` if None.
     """
+    micro_batches = settled_micro_batches(schedule, pp, micro_batches)
     order = pipeline_order(schedule, pp, vpp, micro_batches)
     whole = np.asarray(chunk_bytes, dtype=float)
     half = whole if weight_bytes is None else np.asarray(weight_bytes, dtype=float)
@@ -99,17 +102,36 @@ def memory_curves(
     return tuple(curves)
 
 
+def settled_micro_batches(schedule: str, pp: int, micro_batches: int) -> int:
+    """The fewest micro-batches with the same moments: once in its stride, a schedule keeps what it kept a turn before.
+
+    Looped schedules repeat themselves from the second group of a size on, V-shaped ones from ``2 · pp``
+    micro-batches on; GPipe keeps everything.
+    """
+    if schedule == Schedule.GPIPE or not 0 < pp <= micro_batches:
+        return micro_batches
+    if schedule in (Schedule.ZBV, Schedule.DUALPIPE_V):
+        return min(micro_batches, 2 * pp)
+    sizes = group_sizes(pp, micro_batches)
+    first = sizes.count(sizes[0])
+    return min(first, 2) * sizes[0] + min(len(sizes) - first, 2) * sizes[-1]
+
+
 def moments_by_rank(schedule: str, pp: int, vpp: int, micro_batches: int) -> tuple[Floats, ...]:
     """For each rank, what it keeps at the moments when it may keep the most.
 
     Shape (moments, 2 · chunks of the rank): forwards kept whole by chunk, then those kept for their weight half.
     """
-    return _held(schedule, pp, vpp, micro_batches)
+    return _held(schedule, pp, vpp, settled_micro_batches(schedule, pp, micro_batches))
+
+
+def moments_of_rank(schedule: str, pp: int, vpp: int, micro_batches: int, rank: int) -> Floats:
+    """The same of one rank, without a look at the others."""
+    return _moments(schedule, pp, vpp, settled_micro_batches(schedule, pp, micro_batches), rank)
 
 
 @lru_cache(maxsize=4096)
-def moments_of_rank(schedule: str, pp: int, vpp: int, micro_batches: int, rank: int) -> Floats:
-    """The same of one rank, without a look at the others."""
+def _moments(schedule: str, pp: int, vpp: int, micro_batches: int, rank: int) -> Floats:
     chunks = tuple(c for c, home in enumerate(ranks_of_stages(Schedule(schedule), pp, vpp)) if home == rank)
     return _states(tuple(schedule_rule(schedule).actions(pp, vpp, micro_batches, rank)), chunks)
 
