@@ -57,6 +57,15 @@ def table(x: Tensor) -> Tensor:
     return x + torch.ones(64, 8, device=x.device)[torch.arange(len(x), device=x.device)][:, None]
 
 
+def sorted_and_put_back(x: Tensor) -> Tensor:
+    """As Hugging Face's mixtures bring rows to their experts and back."""
+    rows = x.reshape(-1, 8)
+    order = torch.argsort(rows[:, 0])
+    back = torch.empty_like(order)
+    back[order] = torch.arange(len(order), device=x.device)
+    return rows[order].tanh()[back].view(x.shape)
+
+
 def mixed(x: Tensor) -> Tensor:
     return x + x.transpose(0, 1).reshape(x.shape)
 
@@ -100,6 +109,7 @@ APART: dict[str, Forward] = {
     "zeros of its size": lambda x: x + torch.zeros(len(x), 1, 8),
     "windows": lambda x: x.view(len(x), 2, 2, 8).reshape(-1, 2, 8).softmax(1).view(len(x), 4, 8),
     "flipped in time": lambda x: x + x.flip(1),
+    "sorted, and put back": sorted_and_put_back,
     "dropout": lambda x: F.dropout(x, 0.1),
 }
 

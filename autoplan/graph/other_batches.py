@@ -54,6 +54,7 @@ _PICKS = {
     _aten._unsafe_index,
 }
 _SORTS = {_aten.sort, _aten.argsort, _aten.topk}
+_PUTS = {_aten.index_put, _aten.index_put_, _aten._unsafe_index_put}
 _SHAPES = _VIEWS | {_aten.expand, _aten.unsqueeze, _aten.squeeze, _aten._to_copy, _aten.clone, _aten.alias, _aten.detach,
                     _aten.permute, _aten.transpose, _aten.lift_fresh, _aten.lift_fresh_copy}  # fmt: skip
 _UNIFORM = {
@@ -165,6 +166,8 @@ class _Walk:
         used = [n for n in call.tensors if n in self.numbering]
         if not used or call.op in _SORTS:
             return None
+        if call.op in _PUTS and used == [call.tensors[-1]]:
+            return None  # numbers put where the data say: the inverse of a permutation, as a sort of it gives
         if call.op in _PICKS:
             source, *indices = call.tensors
             ordered = all(n in self.in_order for n in indices if n in self.numbering)

@@ -9,7 +9,8 @@ The one with the least is taken out and looked at more closely:
     CHAIN    memory, recomputation and stages, without layouts       a millisecond
     LAYOUT   one entry for each choice of layouts: solve the         a tenth of a second for the first of
              layouts of the blocks at this micro-batch and tp        a micro-batch and tp
-    solved   the stages' integer program, then the simulated step
+    solved   the stages' integer program, then the simulated step; where that is slower than the program's bound,
+             the candidate waits again under this bound, for the best of its other stages
 
 Bounds only grow on the way. When the least one in the queue is within the wanted gap of the best plan
 found, nothing left can beat that plan by more than the gap.
@@ -21,11 +22,12 @@ import heapq
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import IntEnum
 from typing import TYPE_CHECKING
 
 from autoplan.cost.degrees import Degrees
+from autoplan.cost.step import Assignment
 from autoplan.search.result import Candidate
 from autoplan.search.space import Space
 
@@ -36,6 +38,8 @@ __all__ = ["BranchAndBound", "mesh_of"]
 
 Progress = Callable[[str], object]
 _EXTRA = 400  # looks at candidates, after the proof, to find runners-up
+_CLOSE = 1e-4  # the staging program's own gap
+_STAGINGS = 24  # of one candidate and choice of layouts that are priced at most
 
 
 class _Level(IntEnum):
@@ -55,6 +59,7 @@ class _Entry:
     closeness: int
     degrees: Degrees
     choice: int = 0
+    priced: tuple[tuple[Assignment, ...], ...] = field(default=(), compare=False)
 
     @property
     def level(self) -> _Level:
@@ -164,17 +169,23 @@ class BranchAndBound:
 
     def _price(self, entry: _Entry) -> None:
         choice = self.space.choices(entry.degrees)[entry.choice]
-        staging = self.space.solve(entry.degrees, choice)
+        staging = self.space.solve(entry.degrees, choice, entry.priced)
         if staging is None:
             return
-        # Whatever the exact price says of this staging, no staging of these degrees beats its bound.
-        self._least_solved_s = min(self._least_solved_s, max(entry.bound_s, staging.bound_s))
+        # Whatever the exact price says of this staging, no staging of these that are left beats its bound.
+        bound_s = max(entry.bound_s, staging.bound_s)
         candidate = self.space.candidate(entry.degrees, choice, staging.stages)
-        if not candidate.estimate.fits:
+        fits, step_s = candidate.estimate.fits, candidate.estimate.step_time_s
+        if (fits and step_s <= bound_s * (1 + _CLOSE)) or len(entry.priced) + 1 >= _STAGINGS:
+            self._least_solved_s = min(self._least_solved_s, bound_s)
+        else:
+            priced = (*entry.priced, staging.stages)
+            heapq.heappush(self._queue, replace(entry, bound_s=bound_s, priced=priced))
+        if not fits:
             return
         self._priced.add(entry.degrees)
         self.found.append(candidate)
-        self._best_s = min(self._best_s, candidate.estimate.step_time_s)
+        self._best_s = min(self._best_s, step_s)
         if self.progress is not None:
             self.progress(
                 f"{len(self.found)} plans priced, {len(self._queue)} candidates open, best step {self._best_s:.3f} s"

@@ -223,11 +223,17 @@ class Space:
             return self._scheduled.close_bound_s(degrees, choice.costs, choice.sent_bytes)
         return staging_bound_s(self._question(degrees, choice.costs, choice.sent_bytes))
 
-    def solve(self, degrees: Degrees, choice: LayoutChoice) -> Staging | None:
-        """The best stages; None if nothing fits."""
+    def solve(
+        self,
+        degrees: Degrees,
+        choice: LayoutChoice,
+        excluded: tuple[tuple[Assignment, ...], ...] = (),
+    ) -> Staging | None:
+        """The best stages but ``excluded``; None if nothing fits."""
         if not _searched(degrees):
             return self._evenly(degrees, choice)
         question = self._question(degrees, choice.costs, choice.sent_bytes)
+        question = replace(question, excluded=excluded)
         if self.pins.recompute is not None or len(self.pins.rules.recompute) == 3:
             return solve_staging(question)
         return best_of_allowed(question, self.pins.rules.recompute)

@@ -60,6 +60,7 @@ class StagingQuestion:
         limit_bytes, reserve_bytes: memory of a device, and what of it is not for tensors of ours.
         recompute: None to choose, or whether every unit that may be recomputed is.
         some, not_all: at least one of them is; at least one is not.
+        excluded: assignments that are known already, and are no answer.
     """
 
     runs: tuple[Run, ...]
@@ -74,6 +75,7 @@ class StagingQuestion:
     recompute: bool | None = None
     some: bool = False
     not_all: bool = False
+    excluded: tuple[tuple[Assignment, ...], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,6 +125,8 @@ class _Program:
         self.r = [[model.add_integer_variable(lb=0, ub=run.count) for _ in indices] for run in question.runs]
         self._place()
         self._recompute()
+        for stages in question.excluded:
+            self._exclude(stages)
         for stage in indices:
             self._remember(stage)
         passes = [self._passes(stage) for stage in indices]
@@ -169,6 +173,34 @@ class _Program:
             self.model.add_linear_constraint(again >= 1)
         if self.question.not_all:
             self.model.add_linear_constraint(again <= sum(run.count for run, _ in may) - 1)
+
+    def _exclude(self, stages: Sequence[Assignment]) -> None:
+        """Some stage has more units of a run than in ``stages``, or recomputes more or fewer of them."""
+        differs = []
+        for run, n, r in zip(self.question.runs, self.n, self.r, strict=True):
+            for stage, count, again in zip(stages, n, r, strict=True):
+                held = range(max(run.start, stage.start), min(run.start + run.count, stage.stop))
+                rerun = sum(unit in stage.recompute for unit in held)
+                differs.append(self._above(count, len(held), run.count))
+                if run.repeats and self.question.recompute is not False:
+                    differs += [self._above(again, rerun, run.count), self._below(again, rerun, run.count)]
+        self.model.add_linear_constraint(sum(differs) >= 1)
+
+    def _above(self, variable: Any, value: int, most: int) -> Any:
+        """A binary that can be 1 only if ``variable`` is above ``value``; 0 if it cannot be."""
+        if value >= most:
+            return 0
+        above = self.model.add_binary_variable()
+        self.model.add_linear_constraint(variable >= (value + 1) * above)
+        return above
+
+    def _below(self, variable: Any, value: int, most: int) -> Any:
+        """A binary that can be 1 only if ``variable`` is below ``value``; 0 if it cannot be."""
+        if value <= 0:
+            return 0
+        below = self.model.add_binary_variable()
+        self.model.add_linear_constraint(variable <= most - (most - value + 1) * below)
+        return below
 
     def _remember(self, stage: int) -> None:
         """The stage's memory, in units of the device's. Largest units are taken over all that it may hold."""
