@@ -26,7 +26,7 @@ from autoplan.graph.sources.sizes import DecoderConfig
 from autoplan.graph.trace import trace
 from autoplan.hardware import Cluster
 from autoplan.plan import Plan, Precision, Schedule, StagePlan
-from autoplan.search.sequence_choice import sequence_choices
+from autoplan.search.sequence_choice import SequenceChoice, sequence_choices
 
 SEQ, VOCAB = 16, 64
 
@@ -132,7 +132,8 @@ def make_batch(name: str, samples: int, step: int) -> dict[str, Tensor]:
 class Case:
     """One plan to check. ``seed`` draws a random legal strategy for every op and layout for every parameter.
 
-    ``cp_attention`` takes on cp what the search would, with attention cut by ``rows`` or by ``heads``.
+    ``cp_attention`` takes on cp what the search would, with attention cut by ``rows`` of queries, the same in a
+    ``ring``, or by ``heads``; ``cp_order``: in which order, as the search would if it is empty.
     """
 
     model: str = "gpt"
@@ -149,6 +150,7 @@ class Case:
     boundary: str = "R"
     cp_boundary: str = "S(1)"
     cp_attention: str = ""
+    cp_order: str = ""
     seed: int = 0
     schedule: str = "1f1b"
     vpp: int = 1
@@ -163,26 +165,31 @@ def random_layouts(block: Block, degree: int, rng: random.Random) -> dict[str, s
     return chosen | {name: str(rng.choice(value_layouts(block, name, degree))) for name in block.parameters}
 
 
-def random_cp_layouts(block: Block, degree: int, rng: random.Random) -> dict[str, str]:
-    return {op.name: rng.choice(sequence_strategies(block, op, degree)).name for op in block.ops}
+def random_cp_layouts(block: Block, degree: int, order: str, rng: random.Random) -> dict[str, str]:
+    finest = 2 * degree if order == "zigzag" else degree
+    return {op.name: rng.choice(sequence_strategies(block, op, finest)).name for op in block.ops}
 
 
-def searched_cp_layouts(graph: ModelGraph, case: Case) -> dict[str, dict[str, str]]:
-    for layouts in sequence_choices(graph, case.cp, case.tp, Cluster.of("h100-sxm", gpus=8)):
-        rows = any(strategy == "cut q" for names in layouts.values() for strategy in names.values())
-        if rows == (case.cp_attention == "rows"):
-            return layouts
+def searched_cp_layouts(graph: ModelGraph, case: Case) -> SequenceChoice:
+    for choice in sequence_choices(graph, case.cp, case.tp, Cluster.of("h100-sxm", gpus=8)):
+        names = {strategy for names in choice.layouts.values() for strategy in names.values()}
+        found = "ring" if "ring q" in names else "rows" if "cut q" in names else "heads"
+        if found == case.cp_attention:
+            return choice
     raise AssertionError(f"the search has no way to cut attention by {case.cp_attention}")
 
 
 def plan_for(graph: ModelGraph, case: Case) -> Plan:
     rng = random.Random(case.seed)
-    layouts, cp_layouts = {}, {}
+    layouts, cp_layouts, order = {}, {}, case.cp_order or "plain"
     if case.cp > 1:
-        cp_layouts = {k: random_cp_layouts(b, case.cp, rng) for k, b in sorted(graph.kinds.items())}
         if case.cp_attention:
-            cp_layouts = searched_cp_layouts(graph, case)
-        graph = cut_graph(graph, cp_layouts, Layout.parse(case.cp_boundary), case.cp)
+            choice = searched_cp_layouts(graph, case)
+            cp_layouts, order = choice.layouts, case.cp_order or choice.order
+        else:
+            kinds = sorted(graph.kinds.items())
+            cp_layouts = {k: random_cp_layouts(b, case.cp, order, rng) for k, b in kinds}
+        graph = cut_graph(graph, cp_layouts, Layout.parse(case.cp_boundary), case.cp, order)
     if case.tp > 1:
         layouts = {kind: random_layouts(block, case.tp, rng) for kind, block in sorted(graph.kinds.items())}
         for group in graph.tied:  # one tensor has one layout
@@ -204,7 +211,7 @@ def plan_for(graph: ModelGraph, case: Case) -> Plan:
         pp=case.pp, dp=case.dp, fsdp=case.fsdp, cp=case.cp, tp=case.tp, micro_batch=case.micro_batch,
         num_micro_batches=case.num_micro_batches, zero=case.zero, stages=tuple(stages),
         boundary=str(Layout.parse(case.boundary)), layouts=layouts, vpp=case.vpp, schedule=Schedule(case.schedule),
-        cp_boundary=case.cp_boundary if case.cp > 1 else "R", cp_layouts=cp_layouts,
+        cp_boundary=case.cp_boundary if case.cp > 1 else "R", cp_layouts=cp_layouts, cp_order=order,
     )  # fmt: skip
 
 

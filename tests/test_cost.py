@@ -15,7 +15,8 @@ from autoplan.cost.convert import conversion_times
 from autoplan.cost.crossing import crossing_bytes
 from autoplan.cost.flops import model_flops
 from autoplan.cost.memory import StateRates, in_flight
-from autoplan.cost.state_traffic import exposed_s, state_traffic
+from autoplan.cost.state_traffic import state_traffic
+from autoplan.cost.times import exposed_s
 from autoplan.cost.unit import UnitCost, unit_cost
 from autoplan.errors import PlanError
 from autoplan.graph.boundary import boundary_layout

@@ -17,18 +17,25 @@ _TWO = [
     Case("llama", cp=2, seed=2),
     Case("gpt", cp=2, cp_attention="rows", micro_batch=2),
     Case("llama", cp=2, cp_attention="heads", zero=2, recompute="full"),
+    Case("llama", cp=2, cp_attention="ring", recompute="mixed"),
+    Case("gpt", cp=2, cp_order="zigzag", seed=7),
 ]
 _MORE_TWO = [
     Case("gpt", cp=2, seed=2),
     Case("llama", cp=2, seed=1, micro_batch=2),
     Case("llama", cp=2, zero=3, cp_boundary="R", seed=3, recompute="full"),
     Case("moe", cp=2, seed=4),
+    Case("llama", cp=2, seed=12, cp_order="zigzag", cp_boundary="R"),
+    Case("moe", cp=2, seed=5, cp_order="zigzag"),
+    Case("gpt", cp=2, cp_attention="ring", cp_order="plain", zero=3),
 ]
 _FOUR = [
     Case("gpt", cp=2, tp=2, seed=1, micro_batch=2),
     Case("gpt", cp=2, fsdp=2, zero=3, seed=4),
     Case("gpt", cp=2, pp=2, schedule="zbv", vpp=2, cp_attention="rows"),
     Case("gpt", cp=4, zero=2, cp_attention="rows", micro_batch=2),
+    Case("llama", cp=4, cp_attention="ring"),
+    Case("gpt", cp=2, tp=2, cp_attention="ring", seed=2, boundary="S(1)"),
 ]
 _MORE_FOUR = [
     Case("llama", cp=2, tp=2, seed=2, boundary="S(1)", recompute="mixed"),
@@ -38,6 +45,10 @@ _MORE_FOUR = [
     Case("llama", cp=4, seed=8, dtype="fp32"),
     Case("llama", cp=4, cp_attention="rows", dtype="fp32"),
     Case("llama", cp=2, tp=2, cp_attention="heads", seed=10, boundary="S(1)"),
+    Case("llama", cp=2, fsdp=2, zero=3, cp_attention="ring", recompute="full"),
+    Case("gpt", cp=2, pp=2, cp_attention="ring", schedule="interleaved", vpp=2),
+    Case("llama", cp=4, cp_attention="ring", cp_order="plain", dtype="fp32"),
+    Case("gpt", cp=4, seed=11, cp_order="zigzag"),
 ]
 
 

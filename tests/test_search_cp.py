@@ -72,11 +72,13 @@ def test_no_layouts_are_below_the_bounds() -> None:
     assert seen > 5
 
 
-def test_attention_is_cut_by_rows_and_by_heads() -> None:
+def test_attention_is_cut_by_rows_in_a_ring_and_by_heads() -> None:
     looked = space(Pins(cp=4, tp=1, pp=1, dp=1, fsdp=2, micro_batch=2))
     ways = [choice.cp_layouts["PlainBlock_0"] for choice in looked.choices(looked.candidates[0])]
     attention = [way["scaled_dot_product_attention"] for way in ways]
-    assert attention == ["cut q", "cut d1"]
+    assert attention == ["cut q", "ring q", "cut d1"]
+    orders = [choice.cp_order for choice in looked.choices(looked.candidates[0])]
+    assert orders == ["zigzag", "zigzag", "plain"]
     kept = {name for way in ways for name, strategy in way.items() if strategy in ("R", "R*")}
     assert not kept  # every op of a layer is shared
 

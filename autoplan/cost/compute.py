@@ -19,9 +19,9 @@ import math
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from autoplan.cost.times import Times
+from autoplan.cost.times import Times, exposed_s
 from autoplan.graph.ir import Gemm, OpKind
-from autoplan.graph.strategy import GATHERED_ATTENTION
+from autoplan.graph.strategy import GATHERED_ATTENTION, RING_ATTENTION
 from autoplan.graph.weight_halves import halved_product
 
 if TYPE_CHECKING:
@@ -53,9 +53,8 @@ def op_times(
         computed = Times(
             max(computed.forward_s, touched.forward_s), max(computed.backward_s, touched.backward_s)
         )
-    return (
-        computed + _internal_times(strategy, degree, cluster, stride) + _sent_times(op, cut, degree, cluster)
-    )
+    inside = _internal_times(strategy, computed, degree, cluster, stride)
+    return computed + inside + _sent_times(op, computed, cut, degree, cluster)
 
 
 def weight_half_s(block: Block, op: Op, strategy: Strategy, degree: int, cluster: Cluster) -> float:
@@ -102,9 +101,11 @@ def _attention_times(
 ) -> Times:
     dtype = block.values[op.output].dtype
     size = gemm.cut(strategy.gemm_axis, cut)
-    sizes = (size.batch, size.m, size.n, size.k, dtype, op.causal and strategy.kernel != GATHERED_ATTENTION)
+    by_rows = strategy.kernel in (GATHERED_ATTENTION, RING_ATTENTION)
+    pieces = cut if strategy.kernel == RING_ATTENTION else op.pieces
+    sizes = (size.batch, size.m, math.ceil(size.n / pieces), size.k, dtype, op.causal and not by_rows)
     backward = cluster.device.attention_time_s(*sizes, backward=True) if op.flops_backward else 0.0
-    return Times(cluster.device.attention_time_s(*sizes), backward)
+    return Times(pieces * cluster.device.attention_time_s(*sizes), pieces * backward)
 
 
 def _memory_times(op: Op, cut: int, cluster: Cluster) -> Times:
@@ -115,23 +116,31 @@ def _memory_times(op: Op, cut: int, cluster: Cluster) -> Times:
     )
 
 
-def _sent_times(op: Op, cut: int, stride: int, cluster: Cluster) -> Times:
+def _sent_times(op: Op, computed: Times, cut: int, stride: int, cluster: Cluster) -> Times:
     forward = backward = 0.0
     for send in op.sends:
         seconds = cluster.collective_time_s(send.kind, send.nbytes / cut, send.ranks, stride=stride)
         if send.phase == "forward":
-            forward += seconds
+            forward += _waited_s(seconds, send.beside, computed.forward_s, cluster)
         else:
-            backward += seconds
+            backward += _waited_s(seconds, send.beside, computed.backward_s, cluster)
     return Times(0.0, 0.0, forward, backward, forward + backward)
 
 
-def _internal_times(strategy: Strategy, degree: int, cluster: Cluster, stride: int) -> Times:
+def _internal_times(strategy: Strategy, computed: Times, degree: int, cluster: Cluster, stride: int) -> Times:
     forward = backward = 0.0
     for send in strategy.internal:
         seconds = cluster.collective_time_s(send.kind, send.nbytes, degree, stride=stride)
         if send.phase == "forward":
-            forward += seconds
+            forward += _waited_s(seconds, send.beside, computed.forward_s, cluster)
         else:
-            backward += seconds
+            backward += _waited_s(seconds, send.beside, computed.backward_s, cluster)
     return Times(0.0, 0.0, forward, backward)
+
+
+def _waited_s(seconds: float, beside: int, computed_s: float, cluster: Cluster) -> float:
+    """Of one sending, or of ``beside`` of them, each beside an equal part of a kernel's work, the last part beside
+    none."""
+    if not beside:
+        return seconds
+    return beside * exposed_s(seconds, computed_s / (beside + 1), cluster.overlap)

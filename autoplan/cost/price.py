@@ -54,7 +54,7 @@ def unit_prices(
     if plan.cp > 1:
         from autoplan.graph.cut import cut_graph
 
-        graph = cut_graph(graph, plan.cp_layouts, Layout.parse(plan.cp_boundary), plan.cp)
+        graph = cut_graph(graph, plan.cp_layouts, Layout.parse(plan.cp_boundary), plan.cp, plan.cp_order)
     if strategies_of is None:
         from autoplan.graph.axes import strategies
 

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from autoplan.cost.degrees import Degrees
-from autoplan.cost.state_traffic import StateTraffic, exposed_s, state_traffic
-from autoplan.cost.times import NO_TIME, Times
+from autoplan.cost.state_traffic import StateTraffic, state_traffic
+from autoplan.cost.times import NO_TIME, Times, exposed_s
 from autoplan.cost.unit import UnitCost
 
 if TYPE_CHECKING:

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from autoplan.hardware import Cluster
     from autoplan.plan import Precision
 
-__all__ = ["StateTraffic", "exposed_s", "state_traffic"]
+__all__ = ["StateTraffic", "state_traffic"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,14 +65,6 @@ def state_traffic(unit: UnitCost, degrees: Degrees, precision: Precision, cluste
             return StateTraffic(0.0, scatter, gather, 0.0, reduce)
         case _:
             return StateTraffic(gather, gather + scatter, 0.0, 0.0, reduce)
-
-
-def exposed_s(comm_s: float, compute_s: float, overlap: float) -> float:
-    """What ``comm_s`` of communication adds to ``compute_s`` of compute that runs beside it.
-
-    Convex and growing in ``comm_s``, and never more than it: max((1 - overlap)·comm, comm - compute).
-    """
-    return comm_s - min(overlap * comm_s, compute_s)
 
 
 def _sent_s(kind: str, nbytes: float, size: int, stride: int, cluster: Cluster) -> float:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-__all__ = ["NO_TIME", "Times"]
+__all__ = ["NO_TIME", "Times", "exposed_s"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,3 +39,11 @@ class Times:
 
 
 NO_TIME = Times()
+
+
+def exposed_s(comm_s: float, compute_s: float, overlap: float) -> float:
+    """What ``comm_s`` of communication adds to ``compute_s`` of compute that runs beside it.
+
+    Convex and growing in ``comm_s``, and never more than it: max((1 - overlap)·comm, comm - compute).
+    """
+    return comm_s - min(overlap * comm_s, compute_s)

@@ -12,7 +12,7 @@ from autoplan.cost.convert import conversion_times, local_bytes
 from autoplan.cost.times import NO_TIME, Times
 from autoplan.errors import PlanError
 from autoplan.graph.boundary import boundary_layout
-from autoplan.graph.ir import Block, Op, Origin
+from autoplan.graph.ir import Block, Op, OpKind, Origin
 from autoplan.graph.layout import REPLICATE, Layout
 from autoplan.graph.strategy import Strategy
 from autoplan.graph.weight_halves import halved_product
@@ -136,6 +136,9 @@ def _workspace_bytes(block: Block, op: Op, strategy: Strategy, degree: int) -> f
         if op.output in block.values
         else 0.0
     )
+    if op.kind is OpKind.ATTENTION:  # keys, values and their gradients, gathered or on their way
+        cut = degree if strategy.share else 1
+        total += sum(send.nbytes for send in op.sends if send.phase == "backward") / cut
     if cuts_experts(op, strategy) and op.routing is not None and op.gemm is not None:
         # the kernel brings its own experts' rows to the front: a copy of the rows, and of the result
         rows = block.values[op.inputs[0]].nbytes + block.values[op.output].nbytes

@@ -4,6 +4,10 @@ Mesh axes are taken one after another. The first to cut leaves a block whose siz
 changes of layout as ops of their own (``mesh_calls.Moved``) that say what they send; whatever prices, chooses
 layouts for, or rewrites a block then does so for the next axis, tensor parallelism. A dim that both cut is cut by
 the first into ranges, and by the second within each range.
+
+A rank's part of a dim is one range of it, or, in zigzag order, two: of 2n pieces the r-th, and the r-th from the end.
+No op whose axis may be cut asks where its part lies, but the kernels of causal attention, for which the order makes
+all ranks' work equal.
 """
 
 from __future__ import annotations
@@ -24,41 +28,49 @@ from autoplan.graph.ir import Block, ModelGraph, Op, OpKind, Origin, Saved, Sent
 from autoplan.graph.layout import REPLICATE, REPLICATE_STAR, Layout
 from autoplan.graph.mesh_calls import Moved, OnMesh
 from autoplan.graph.moves import traffic
-from autoplan.graph.strategy import GATHERED_ATTENTION, Strategy
+from autoplan.graph.strategy import GATHERED_ATTENTION, RING_ATTENTION, Strategy
 
 __all__ = ["cut_block", "cut_graph", "cut_op"]
 
 
 def cut_graph(
-    graph: ModelGraph, layouts: Mapping[str, Mapping[str, str]], boundary: Layout, degree: int
+    graph: ModelGraph,
+    layouts: Mapping[str, Mapping[str, str]],
+    boundary: Layout,
+    degree: int,
+    order: str = "plain",
 ) -> ModelGraph:
     """``graph`` as one of ``degree`` ranks of the context-parallel axis has it; itself for one.
 
     Args:
         layouts: strategy names by block kind and op; what is absent is whole.
         boundary: the layout of what passes between units.
+        order: ``plain`` or ``zigzag``: which pieces of a cut dim a rank has.
 
     Raises PlanError for a strategy or an op that the model does not have.
     """
     if degree == 1:
         return graph
     kinds = {
-        kind: cut_block(block, layouts.get(kind, {}), boundary, degree) for kind, block in graph.kinds.items()
+        kind: cut_block(block, layouts.get(kind, {}), boundary, degree, order)
+        for kind, block in graph.kinds.items()
     }
     return replace(graph, kinds=kinds, whole=graph)
 
 
-def cut_block(block: Block, chosen: Mapping[str, str], boundary: Layout, degree: int) -> Block:
+def cut_block(
+    block: Block, chosen: Mapping[str, str], boundary: Layout, degree: int, order: str = "plain"
+) -> Block:
     """One rank's part of ``block``; arguments and errors as for ``cut_graph``."""
     known = {op.name for op in block.ops}
     for name in chosen:
         if name not in known:
             field = f"cp_layouts.{block.kind}"
             raise PlanError(field, name, "an op of this block", "search again for this model")
-    return _Cutter(block, chosen, boundary, degree).run()
+    return _Cutter(block, chosen, boundary, degree, order == "zigzag").run()
 
 
-def cut_op(op: Op, strategy: Strategy, degree: int) -> Op:
+def cut_op(op: Op, strategy: Strategy, degree: int, zigzag: bool = False) -> Op:
     """What one rank does of ``op`` by ``strategy``, and what its kernel sends."""
     cut = degree if strategy.share else 1
     layouts = dict(zip(op.inputs, strategy.inputs, strict=True)) | {op.output: strategy.output}
@@ -67,7 +79,8 @@ def cut_op(op: Op, strategy: Strategy, degree: int) -> Op:
         shared = strategy.share if saved.value is None else layouts.get(saved.value, REPLICATE).is_shard
         return replace(saved, nbytes=saved.nbytes // (degree if shared else 1))
 
-    gathered = strategy.kernel == GATHERED_ATTENTION
+    by_rows = strategy.kernel in (GATHERED_ATTENTION, RING_ATTENTION) and op.causal
+    causal = op.causal and (zigzag or not by_rows)
     return replace(
         op,
         flops_forward=op.flops_forward // cut,
@@ -75,17 +88,24 @@ def cut_op(op: Op, strategy: Strategy, degree: int) -> Op:
         bytes_forward=op.bytes_forward // cut,
         bytes_backward=op.bytes_backward // cut,
         gemm=None if op.gemm is None else op.gemm.cut(strategy.gemm_axis, cut),
-        causal=op.causal and not gathered,
+        causal=causal,
         # the last rank's queries see the most keys, and set the pace
-        window=Window(op.gemm.n, 1 - 1 / (2 * degree), True) if gathered and op.gemm else op.window,
+        window=Window(op.gemm.n, 1 - 1 / (2 * degree), True) if op.causal > causal and op.gemm else op.window,
         saved=tuple(kept(saved) for saved in op.saved),
-        sends=tuple(Sent(send.kind, send.nbytes, send.phase, degree) for send in strategy.internal),
+        sends=tuple(
+            Sent(send.kind, send.nbytes, send.phase, degree, send.beside) for send in strategy.internal
+        ),
+        pieces=degree if strategy.kernel == RING_ATTENTION else 1,
     )
 
 
 class _Cutter:
-    def __init__(self, block: Block, chosen: Mapping[str, str], boundary: Layout, degree: int) -> None:
+    def __init__(
+        self, block: Block, chosen: Mapping[str, str], boundary: Layout, degree: int, zigzag: bool
+    ) -> None:
         self.block, self.chosen, self.boundary, self.degree = block, chosen, boundary, degree
+        self.zigzag = zigzag
+        self.pieces = 2 * degree if zigzag else degree  # what is cut must divide into so many
         self.graph = fx.Graph()
         self.env: dict[fx.Node, fx.Node] = {}
         self.layouts: dict[fx.Node, Layout] = {}
@@ -118,7 +138,7 @@ class _Cutter:
         )
 
     def _boundary(self, name: str) -> Layout:
-        return boundary_layout(self.block.values[name], self.boundary, self.degree)
+        return boundary_layout(self.block.values[name], self.boundary, self.pieces)
 
     def _source(self, node: fx.Node) -> None:
         value = self.block.values[node.name]
@@ -149,7 +169,7 @@ class _Cutter:
             return self.env[node]
         key = (node, layout)
         if key not in self.moved:
-            call = Moved(str(have), str(layout), self.degree)
+            call = Moved(str(have), str(layout), self.degree, self.zigzag)
             new = self.graph.create_node("call_function", call, (self.env[node],), {}, name=self._name(node))
             new.meta["val"] = _local(node.meta["val"], layout, self.degree)
             self._value(new, replace(value, origin=Origin.OP), layout)
@@ -199,13 +219,13 @@ class _Cutter:
         read: list[str] = []
         fx.map_arg((args, kwargs), lambda n: read.append(n.name))
         if strategy.kernel is not None:
-            target: Any = OnMesh(strategy.kernel, node.target, self.degree)
+            target: Any = OnMesh(strategy.kernel, node.target, self.degree, self.zigzag)
         else:
             target, args, kwargs = with_local_sizes(node, strategy, args, kwargs, self.degree)
         new = self.graph.create_node("call_function", target, args, kwargs, name=node.name)
         new.meta.update(node.meta)
         new.meta["val"] = _local(node.meta["val"], strategy.output, self.degree)
-        local = cut_op(op, strategy, self.degree)
+        local = cut_op(op, strategy, self.degree, self.zigzag)
         renamed = dict(zip(op.inputs, read, strict=True))
         saved = tuple(replace(s, value=renamed.get(s.value, s.value)) if s.value else s for s in local.saved)
         self.ops.append(replace(local, inputs=tuple(n.name for n in tensor_arguments(new)), saved=saved))
@@ -213,7 +233,8 @@ class _Cutter:
 
     def _strategy(self, op: Op) -> Strategy:
         name = self.chosen.get(op.name, "R")
-        known = sequence_strategies(self.block, op, self.degree)
+        finest = {strategy.name for strategy in sequence_strategies(self.block, op, self.pieces)}
+        known = [s for s in sequence_strategies(self.block, op, self.degree) if s.name in finest]
         for strategy in known:
             if strategy.name == name:
                 return strategy
@@ -221,7 +242,7 @@ class _Cutter:
             f"cp_layouts.{self.block.kind}.{op.name}",
             name,
             "one of: " + ", ".join(s.name for s in known),
-            "search again for this model, batch and cp",
+            "search again for this model, batch, cp and cp_order",
         )
 
 

@@ -121,13 +121,15 @@ class Saved:
 class Sent:
     """What an op of a block that is cut already (``graph.cut``) sends among the ``ranks`` that cut it.
 
-    ``nbytes`` by the convention of ``layout.conversion``.
+    ``nbytes`` by the convention of ``layout.conversion``, and of a send_recv what one rank sends; ``beside``: so many
+    times, each beside an equal part of the op's work.
     """
 
     kind: str
     nbytes: float
     phase: Literal["forward", "backward"]
     ranks: int
+    beside: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,7 +138,8 @@ class Op:
     that it draws random numbers; ``routing`` is there for a product grouped by expert, whose ``gemm`` is one
     product for each expert, and says how evenly rows are assumed to be spread over them; ``window`` tells of a
     fused attention what its mask lets through, while its FLOPs are those of all query-key pairs; ``sends`` what it
-    sends on a mesh axis that has cut the block already."""
+    sends on a mesh axis that has cut the block already; ``pieces`` of an attention into how many equal parts its keys
+    are taken, one after another."""
 
     name: str
     target: str
@@ -155,6 +158,7 @@ class Op:
     routing: Routing | None = None
     window: Window | None = None
     sends: tuple[Sent, ...] = ()
+    pieces: int = 1
 
 
 @dataclass(slots=True)

@@ -45,12 +45,14 @@ class LayoutKind(StrEnum):
 
 
 class Collective(StrEnum):
-    """What must travel to change a layout. ``SLICE`` and ``MASK`` are local and move nothing."""
+    """What must travel to change a layout, and ``SEND_RECV``, what goes to the next rank. ``SLICE`` and ``MASK`` are
+    local and move nothing."""
 
     ALL_REDUCE = "all_reduce"
     ALL_GATHER = "all_gather"
     REDUCE_SCATTER = "reduce_scatter"
     ALL_TO_ALL = "all_to_all"
+    SEND_RECV = "send_recv"
     SLICE = "slice"
     MASK = "mask"
 

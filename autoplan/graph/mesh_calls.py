@@ -23,11 +23,13 @@ class MeshCall:
 
 @dataclass(frozen=True)
 class Moved(MeshCall):
-    """A change of layout among ``degree`` ranks, from ``src`` to ``dst`` as their text."""
+    """A change of layout among ``degree`` ranks, from ``src`` to ``dst`` as their text; ``zigzag``: see
+    ``rewrite.move.convert``."""
 
     src: str
     dst: str
     degree: int
+    zigzag: bool = False
 
     def __str__(self) -> str:
         return f"moved[{self.src} to {self.dst}]"
@@ -40,6 +42,7 @@ class OnMesh(MeshCall):
     kernel: str
     op: Any
     degree: int
+    zigzag: bool = False
 
     def __str__(self) -> str:
         return f"{self.op} by {self.kernel}"

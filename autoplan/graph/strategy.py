@@ -7,19 +7,24 @@ from typing import Literal
 
 from autoplan.graph.layout import Collective, Layout
 
-__all__ = ["GATHERED_ATTENTION", "InternalCollective", "Strategy"]
+__all__ = ["GATHERED_ATTENTION", "RING_ATTENTION", "InternalCollective", "Strategy"]
 
 GATHERED_ATTENTION = "gathered_attention"
-"""The kernel of causal attention whose sequence is cut."""
+"""The kernel of causal attention whose sequence is cut, and whose keys and values are gathered."""
+
+RING_ATTENTION = "ring_attention"
+"""The kernel of attention whose sequence is cut, and whose keys and values go round the ranks."""
 
 
 @dataclass(frozen=True, slots=True)
 class InternalCollective:
-    """Communication that a special kernel does itself; ``nbytes`` by the convention of ``conversion``."""
+    """Communication that a special kernel does itself; ``nbytes`` by the convention of ``conversion``, and of a
+    send_recv what one rank sends. ``beside``: so many times, each beside an equal part of the kernel's work."""
 
     kind: Collective
     nbytes: int
     phase: Literal["forward", "backward"]
+    beside: int = 0
 
 
 @dataclass(frozen=True, slots=True)

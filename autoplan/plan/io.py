@@ -27,6 +27,7 @@ _CHOICES: dict[str, list[str]] = {
     "format": [str(msgspec.structs.fields(Plan)[0].default)],
     "precision": [member.value for member in Precision],
     "schedule": [member.value for member in Schedule],
+    "cp_order": ["plain", "zigzag"],
 }
 
 

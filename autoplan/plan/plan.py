@@ -41,7 +41,8 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     ``layouts`` maps a block kind and the name of an op or parameter to the name of its strategy on the
     tp axis (see ``graph.axes``); ``boundary`` is the layout of what passes between units. ``cp_layouts`` and
     ``cp_boundary`` are the same for the cp axis, where parameters are whole; it cuts first, so that ``layouts`` are
-    those of one cp rank's graph (``graph.cut``).
+    those of one cp rank's graph (``graph.cut``). ``cp_order``: of what cp cuts, a rank has one range (``plain``), or of
+    2 · cp pieces the one at its place and the one at its place from the end (``zigzag``).
     """
 
     format: Literal["autoplan.plan/1"] = "autoplan.plan/1"
@@ -65,6 +66,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     layouts: dict[str, dict[str, str]] = {}
     cp_boundary: str = "R"
     cp_layouts: dict[str, dict[str, str]] = {}
+    cp_order: Literal["plain", "zigzag"] = "plain"
     asked: dict[str, int | float | str] = {}
 
     @property

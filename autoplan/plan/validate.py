@@ -19,6 +19,7 @@ __all__ = ["least_micro_batches", "validate_plan"]
 _CORRECT = "correct the plan, or search for one with `autoplan search`"
 _COUNTS = ("global_batch", "pp", "dp", "fsdp", "cp", "tp", "ep", "vpp", "micro_batch", "num_micro_batches")
 _NOT_YET = ("ep",)
+_STRATEGY = {"": r"cut \S+", "cp_": r"(cut|ring) \S+"}
 
 
 def validate_plan(plan: Plan) -> None:
@@ -110,6 +111,8 @@ def _check_recompute(where: str, units: Sequence[str], recompute: Sequence[str])
 
 
 def _check_layouts(plan: Plan) -> None:
+    if plan.cp == 1 and plan.cp_order != "plain":
+        raise PlanError("cp_order", plan.cp_order, "plain, as cp is 1 and no sequence is cut", _CORRECT)
     for axis, boundary, layouts in (
         ("", plan.boundary, plan.layouts),
         ("cp_", plan.cp_boundary, plan.cp_layouts),
@@ -117,7 +120,7 @@ def _check_layouts(plan: Plan) -> None:
         _check_layout(f"{axis}boundary", boundary)
         for kind, choices in layouts.items():
             for name, strategy in choices.items():
-                if not re.fullmatch(r"cut \S+", strategy):
+                if not re.fullmatch(_STRATEGY[axis], strategy):
                     _check_layout(f"{axis}layouts.{kind}.{name}", strategy)
 
 

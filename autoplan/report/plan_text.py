@@ -21,7 +21,7 @@ def plan_text(plan: Plan) -> str:
         *stage_lines(plan),
     ]
     if plan.cp > 1:
-        lines.append(f"cp layout between units: {plan.cp_boundary}")
+        lines.append(f"cp layout between units: {plan.cp_boundary}, {plan.cp_order} order")
         for kind, choices in sorted(plan.cp_layouts.items()):
             lines += [f"cp layouts of {kind}", *_choices(choices)]
     if plan.tp > 1:

@@ -96,9 +96,12 @@ def _sequence(best: Candidate, runners_up: Sequence[Candidate], cluster: Cluster
     plan = best.plan
     if plan.cp == 1:
         return "sequences stay whole" if any(r.plan.cp > 1 for r in runners_up) else ""
-    rows = any(name == "cut q" for names in plan.cp_layouts.values() for name in names.values())
-    how = "keys and values gathered" if rows else "cut by heads inside attention"
-    return f"sequences cut over {_link(cluster, plan.cp, plan.tp)}, {how}"
+    taken = {name for names in plan.cp_layouts.values() for name in names.values()}
+    how = "cut by heads inside attention"
+    if taken & {"cut q", "ring q"}:
+        how = "keys and values " + ("round a ring" if "ring q" in taken else "gathered")
+    order = " in zigzag order" if plan.cp_order == "zigzag" else ""
+    return f"sequences cut over {_link(cluster, plan.cp, plan.tp)}{order}, {how}"
 
 
 def _tensor(plan: Plan, cluster: Cluster) -> str:

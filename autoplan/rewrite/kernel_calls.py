@@ -10,9 +10,9 @@ from torch import fx
 from autoplan.graph.axes.spec import named
 from autoplan.graph.gemms import argument
 from autoplan.graph.mesh_calls import OnMesh
-from autoplan.graph.strategy import GATHERED_ATTENTION, Strategy
+from autoplan.graph.strategy import GATHERED_ATTENTION, RING_ATTENTION, Strategy
 from autoplan.rewrite.kernels import KERNELS, share_of_mean
-from autoplan.rewrite.sequence_kernels import gathered_attention, token_cross_entropy
+from autoplan.rewrite.sequence_kernels import gathered_attention, ring_attention, token_cross_entropy
 
 __all__ = ["kernel_call", "mesh_call", "summed_arguments"]
 
@@ -53,8 +53,10 @@ def mesh_call(
     """
     like: Any = SimpleNamespace(target=call.op, args=args, kwargs=kwargs)
     if call.kernel == GATHERED_ATTENTION:
-        scale = named(like, "scale")
-        return gathered_attention, (*args[:3], group, scale), {}
+        return gathered_attention, (*args[:3], group, named(like, "scale"), call.zigzag), {}
+    if call.kernel == RING_ATTENTION:
+        causal = bool(named(like, "is_causal", False))
+        return ring_attention, (*args[:3], group, named(like, "scale"), causal, call.zigzag), {}
     if call.kernel == "token_cross_entropy":
         rest = named(like, "ignore_index"), named(like, "label_smoothing")
         return token_cross_entropy, (*args[:2], group, *rest, summed, classes), {}

@@ -160,7 +160,7 @@ def local_call(
     """
     target: Any = node.target
     if isinstance(target, Moved):
-        return convert, (args[0], target.src, target.dst, local.cp_group), {}
+        return convert, (args[0], target.src, target.dst, local.cp_group, target.zigzag), {}
     if isinstance(target, OnMesh):
         classes = local.group if strategy.kernel == "vocab_cross_entropy" else None
         return mesh_call(node, target, args, kwargs, local.cp_group, summed, classes)

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from autoplan.graph.layout import Layout, LayoutKind
 
-__all__ = ["convert", "group_of", "move", "shard_of"]
+__all__ = ["convert", "group_of", "move", "shard_of", "zigzag_order"]
 
 # torch 2.13 renamed these two; 2.11 has only the old names.
 _gather_rows = getattr(fc, "all_gather_single", None) or fc.all_gather_tensor
@@ -29,19 +29,22 @@ _scatter_rows = getattr(fc, "reduce_scatter_single", None) or fc.reduce_scatter_
 _R, _S, _P = LayoutKind.REPLICATE, LayoutKind.SHARD, LayoutKind.PARTIAL
 
 
-def convert(value: Any, src: str | Sequence[str], dst: str | Sequence[str], group: str) -> Any:
+def convert(
+    value: Any, src: str | Sequence[str], dst: str | Sequence[str], group: str, zigzag: bool = False
+) -> Any:
     """Change ``value`` (a local tensor, or a list of them) from layout ``src`` to ``dst`` on a process group.
 
-    Of a list, every tensor has these layouts, or the one at its own place.
+    Of a list, every tensor has these layouts, or the one at its own place. ``zigzag``: of what is cut among n ranks
+    in 2n pieces, rank r has the r-th and the r-th from the end.
     """
     if isinstance(value, tuple | list):
         count = len(value)
         before, after = ((side,) * count if isinstance(side, str) else side for side in (src, dst))
-        return [convert(*moved, group) for moved in zip(value, before, after, strict=True)]
+        return [convert(*moved, group, zigzag) for moved in zip(value, before, after, strict=True)]
     assert isinstance(src, str) and isinstance(dst, str)
     if value.requires_grad:
-        return _Convert.apply(value, src, dst, group)
-    return move(value, _parse(src), _parse(dst), group, gradient=False)
+        return _Convert.apply(value, src, dst, group, zigzag)
+    return move(value, _parse(src), _parse(dst), group, gradient=False, zigzag=zigzag)
 
 
 @cache
@@ -57,19 +60,20 @@ def group_of(name: str) -> dist.ProcessGroup:
 
 class _Convert(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, value: Tensor, src: str, dst: str, group: str) -> Tensor:
+    def forward(ctx: Any, value: Tensor, src: str, dst: str, group: str, zigzag: bool) -> Tensor:
         ctx.layouts = _parse(src), _parse(dst)
-        ctx.group = group
-        moved = move(value, *ctx.layouts, group, gradient=False)
+        ctx.group, ctx.zigzag = group, zigzag
+        moved = move(value, *ctx.layouts, group, gradient=False, zigzag=zigzag)
         return moved.view_as(moved) if moved is value else moved
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Any:
         src, dst = ctx.layouts
-        return move(grads[0], dst, src, ctx.group, gradient=True), None, None, None
+        moved = move(grads[0], dst, src, ctx.group, gradient=True, zigzag=ctx.zigzag)
+        return moved, None, None, None, None
 
 
-def move(value: Tensor, src: Layout, dst: Layout, group: str, gradient: bool) -> Tensor:
+def move(value: Tensor, src: Layout, dst: Layout, group: str, gradient: bool, zigzag: bool = False) -> Tensor:
     """Move a value (or, with ``gradient``, a gradient) that lies as ``src`` says to where ``dst`` says."""
     here = src.gradient_kind if gradient else src.value_kind
     there = dst.gradient_kind if gradient else dst.value_kind
@@ -77,8 +81,51 @@ def move(value: Tensor, src: Layout, dst: Layout, group: str, gradient: bool) ->
         return value
     if value.is_complex():  # which collectives do not know: a last dim of two numbers
         pairs = torch.view_as_real(value.resolve_conj())
-        return torch.view_as_complex(move(pairs, src, dst, group, gradient).contiguous())
+        return torch.view_as_complex(move(pairs, src, dst, group, gradient, zigzag).contiguous())
     process_group = group_of(group)
+    if zigzag:
+        return _zigzag_move(value, src, dst, here, there, process_group)
+    return _move(value, src, dst, here, there, process_group)
+
+
+def _zigzag_move(
+    value: Tensor, src: Layout, dst: Layout, here: LayoutKind, there: LayoutKind, group: dist.ProcessGroup
+) -> Tensor:
+    """A plain move between whole tensors whose pieces stand in the order in which ranks hold them."""
+    size = group.size()
+    if here is there is _S and src.dim == dst.dim:
+        whole = _zigzag_move(value, src, dst, _S, _R, group)
+        return _zigzag_move(whole, src, dst, _R, _S, group)
+    if there is _S:
+        value = _permuted(value, dst, size, zigzag_order(size))
+    value = _move(value, src, dst, here, there, group)
+    if here is _S:
+        order = zigzag_order(size)
+        value = _permuted(value, src, size, [order.index(piece) for piece in range(2 * size)])
+    return value
+
+
+def zigzag_order(size: int) -> list[int]:
+    """Of 2 · size pieces, those of rank 0, of rank 1, …: r and 2 · size - 1 - r."""
+    return [piece for rank in range(size) for piece in (rank, 2 * size - 1 - rank)]
+
+
+def _permuted(value: Tensor, layout: Layout, size: int, order: list[int]) -> Tensor:
+    """``value``, whole, with the 2 · size pieces of the cut dim (of each part of it) in another order."""
+    length = value.shape[layout.dim] // (layout.parts * 2 * size)
+    pieces = value.unflatten(layout.dim, (layout.parts, 2 * size, length))
+    taken = pieces.index_select(layout.dim + 1, torch.tensor(order, device=value.device))
+    return taken.flatten(layout.dim, layout.dim + 2)
+
+
+def _move(
+    value: Tensor,
+    src: Layout,
+    dst: Layout,
+    here: LayoutKind,
+    there: LayoutKind,
+    process_group: dist.ProcessGroup,
+) -> Tensor:
     if here is _R and there is _S:
         return shard_of(value, dst, process_group.size(), process_group.rank())
     if there is _P:

@@ -1,8 +1,20 @@
-"""Attention and loss over a sequence that is cut among ranks."""
+"""Attention and loss over a sequence that is cut among ranks.
+
+A rank has the queries, keys and values of its part of the sequence, and its queries meet the keys of all parts. Either
+all keys are gathered (Megatron's and Llama 3's way), or they go round the ranks as in a ring, one part at a time,
+while the part at hand is worked on (Liu et al., 2023):
+
+    step   rank 0   rank 1   rank 2          a part's gradients follow it round, and come home
+      0     k0       k1       k2             with what every rank added
+      1     k2       k0       k1
+      2     k1       k2       k0
+
+Under a causal mask a rank whose part comes first has little to do. In zigzag order rank r of n has, of 2n pieces, the
+r-th and the r-th from the end; every rank then has as much to do as any other (Brandon et al., 2023; Llama 3, 2024).
+"""
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch
@@ -11,148 +23,199 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from autoplan.graph.layout import REPLICATE, REPLICATE_STAR, Layout, shard
+from autoplan.rewrite.attention_parts import attend, attend_backward, merge, wide_dtype
 from autoplan.rewrite.kernels import vocab_cross_entropy
 from autoplan.rewrite.move import group_of, move
 
-__all__ = ["gathered_attention", "token_cross_entropy"]
+__all__ = ["gathered_attention", "ring_attention", "token_cross_entropy"]
 
-_aten = torch.ops.aten
 _SUM = 2
+_Region = tuple[int, int, int]  # queries from the first number on meet the keys from the second to the third
 
 
-def gathered_attention(q: Tensor, k: Tensor, v: Tensor, group: str, scale: float | None = None) -> Tensor:
-    """Causal attention of this rank's range of a sequence: (… heads, s / n, d) each, ``k`` and ``v`` perhaps of fewer
+def gathered_attention(
+    q: Tensor, k: Tensor, v: Tensor, group: str, scale: float | None = None, zigzag: bool = False
+) -> Tensor:
+    """Causal attention of this rank's part of a sequence: (… heads, s / n, d) each, ``k`` and ``v`` perhaps of fewer
     heads that queries share in groups; returns (… heads, s / n, e).
 
     Keys and values are gathered for the forward pass and once more for the backward pass; a rank keeps its own.
     """
-    return _GatheredAttention.apply(q, k, v, group, scale if scale is not None else q.shape[-1] ** -0.5)
+    return _GatheredAttention.apply(
+        q, k, v, group, scale if scale is not None else q.shape[-1] ** -0.5, zigzag
+    )
+
+
+def ring_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    group: str,
+    scale: float | None = None,
+    causal: bool = True,
+    zigzag: bool = False,
+) -> Tensor:
+    """The same with keys and values that go round the ranks; with ``causal`` False every query sees every key."""
+    scale = scale if scale is not None else q.shape[-1] ** -0.5
+    return _RingAttention.apply(q, k, v, group, scale, causal, zigzag)
 
 
 class _GatheredAttention(torch.autograd.Function):
-    """The rank's queries meet all keys before its range, and those of its range up to their own."""
+    """The rank's queries meet all keys before its part, and those of its part up to their own."""
 
     @staticmethod
-    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, group: str, scale: float) -> Tensor:
-        q, k, v = (x if x.stride(-1) == 1 else x.contiguous() for x in (q, k, v))  # as the fused kernels ask
-        past_k, past_v = _before(k, group), _before(v, group)
-        groups = q.shape[-3] // k.shape[-3] if q.dim() > 2 else 1
-        out, lse = _attend(q, _widen(k, groups), _widen(v, groups), True, scale)
-        if past_k.shape[-2]:
-            past, past_lse = _attend(q, _widen(past_k, groups), _widen(past_v, groups), False, scale)
-            total = torch.logaddexp(lse, past_lse)
-            share = (lse - total).exp().unsqueeze(-1).to(out.dtype)
-            out = torch.lerp(past, out, share)
-            lse = total
-        ctx.save_for_backward(q, k, v, out, lse)
-        ctx.group, ctx.scale, ctx.groups = group, scale, groups
-        return out
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, group: str, scale: float, zigzag: bool) -> Tensor:
+        q, k, v = (_dense(x) for x in (q, k, v))
+        out, lse = attend(q, k, v, True, scale)
+        out = out.to(wide_dtype(out))
+        whole = _whole(k, group, zigzag), _whole(v, group, zigzag)
+        for region in _gathered_regions(k, group, zigzag):
+            _meet(out, lse, q, *whole, region, scale)
+        ctx.save_for_backward(q, k, v, out.to(q.dtype), lse)
+        ctx.group, ctx.scale, ctx.zigzag = group, scale, zigzag
+        return out.to(q.dtype)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Any:
         q, k, v, out, lse = ctx.saved_tensors
-        grad, groups, scale = grads[0].contiguous(), ctx.groups, ctx.scale
-        past_k, past_v = _before(k, ctx.group), _before(v, ctx.group)
-        own = _attend_backward(grad, q, _widen(k, groups), _widen(v, groups), out, lse, True, scale)
-        dq, dk, dv = own[0], _narrow(own[1], groups), _narrow(own[2], groups)
-        whole = [_zeros(x, ctx.group) for x in (k, v)]
-        rank, length = group_of(ctx.group).rank(), k.shape[-2]
-        if past_k.shape[-2]:
-            past = _attend_backward(
-                grad, q, _widen(past_k, groups), _widen(past_v, groups), out, lse, False, scale
-            )
-            dq = dq + past[0]
-            for total, part in zip(whole, past[1:], strict=True):
-                total[..., : rank * length, :] = _narrow(part, groups)
-        for total, part in zip(whole, (dk, dv), strict=True):
-            total[..., rank * length : (rank + 1) * length, :] = part
-        cut = shard(k.dim() - 2)
-        dk, dv = (move(total, REPLICATE_STAR, cut, ctx.group, gradient=True) for total in whole)
-        return dq, dk, dv, None, None
+        grad, scale, group, zigzag = grads[0].contiguous(), ctx.scale, ctx.group, ctx.zigzag
+        dq, dk, dv = attend_backward(grad, q, k, v, out, lse, True, scale)
+        whole = _whole(k, group, zigzag), _whole(v, group, zigzag)
+        all_dk, all_dv = (torch.zeros_like(x) for x in whole)
+        for region in _gathered_regions(k, group, zigzag):
+            first, start, stop = region
+            more_q, more_k, more_v = _meet_backward(grad, q, *whole, out, lse, region, scale)
+            dq[..., first:, :] += more_q
+            all_dk[..., start:stop, :] += more_k
+            all_dv[..., start:stop, :] += more_v
+        dk, dv = dk + _summed(all_dk, group, zigzag), dv + _summed(all_dv, group, zigzag)
+        return dq, dk, dv, None, None, None
 
 
-def _before(x: Tensor, group: str) -> Tensor:
-    """All ranks' rows of ``x`` that come before this rank's."""
-    cut: Layout = shard(x.dim() - 2)
-    whole = move(x, cut, REPLICATE, group, gradient=False)
-    return whole[..., : group_of(group).rank() * x.shape[-2], :]
+class _RingAttention(torch.autograd.Function):
+    """The rank's queries meet one rank's keys after another's."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, q: Tensor, k: Tensor, v: Tensor, group: str, scale: float, causal: bool, zigzag: bool
+    ) -> Tensor:
+        q, k, v = (_dense(x) for x in (q, k, v))
+        size, rank = group_of(group).size(), group_of(group).rank()
+        held = _packed(k, v)
+        for step in range(size):
+            coming = _pass_on(held, group) if step + 1 < size else held
+            if step == 0:
+                out, lse = attend(q, k, v, causal, scale)
+                out = out.to(wide_dtype(out))
+            else:
+                for region in _ring_regions(q, k, rank, (rank - step) % size, causal, zigzag):
+                    _meet(out, lse, q, *_unpacked(held, k, v), region, scale)
+            held = fc.wait_tensor(coming)
+        ctx.save_for_backward(q, k, v, out.to(q.dtype), lse)
+        ctx.group, ctx.scale, ctx.causal, ctx.zigzag = group, scale, causal, zigzag
+        return out.to(q.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Any:
+        q, k, v, out, lse = ctx.saved_tensors
+        grad, group, scale = grads[0].contiguous(), ctx.group, ctx.scale
+        size, rank = group_of(group).size(), group_of(group).rank()
+        held = _packed(k, v)
+        dq = torch.zeros_like(q, dtype=wide_dtype(q))
+        coming_grads = held  # nothing yet
+        for step in range(size):
+            coming = _pass_on(held, group) if step + 1 < size else held
+            found: list[tuple[_Region, tuple[Tensor, ...]]] = []
+            if step == 0:
+                whole = 0, 0, k.shape[-2]
+                found.append((whole, attend_backward(grad, q, k, v, out, lse, ctx.causal, scale)))
+                total = torch.zeros_like(held, dtype=wide_dtype(k))
+            else:
+                for region in _ring_regions(q, k, rank, (rank - step) % size, ctx.causal, ctx.zigzag):
+                    near = _unpacked(held, k, v)
+                    found.append((region, _meet_backward(grad, q, *near, out, lse, region, scale)))
+                total = fc.wait_tensor(coming_grads)
+            dk, dv = _unpacked(total, k, v)
+            for (first, start, stop), (more_q, more_k, more_v) in found:
+                dq[..., first:, :] += more_q
+                dk[..., start:stop, :] += more_k
+                dv[..., start:stop, :] += more_v
+            coming_grads = _pass_on(total, group)
+            held = fc.wait_tensor(coming)
+        dk, dv = _unpacked(fc.wait_tensor(coming_grads), k, v)
+        return dq.to(q.dtype), dk.to(k.dtype), dv.to(v.dtype), None, None, None, None
 
 
-def _zeros(x: Tensor, group: str) -> Tensor:
-    return x.new_zeros(*x.shape[:-2], x.shape[-2] * group_of(group).size(), x.shape[-1])
+def _dense(x: Tensor) -> Tensor:
+    """As the fused kernels ask."""
+    return x if x.stride(-1) == 1 else x.contiguous()
 
 
-def _widen(x: Tensor, groups: int) -> Tensor:
-    """Each head once for every query head that shares it."""
-    return x if groups == 1 else x.repeat_interleave(groups, -3)
+def _meet(out: Tensor, lse: Tensor, q: Tensor, k: Tensor, v: Tensor, region: _Region, scale: float) -> None:
+    """Add to ``out`` and ``lse`` what the region's queries get from its keys."""
+    first, start, stop = region
+    part = attend(q[..., first:, :], k[..., start:stop, :], v[..., start:stop, :], False, scale)
+    merge(out[..., first:, :], lse[..., first:], *part)
 
 
-def _narrow(grad: Tensor, groups: int) -> Tensor:
-    return grad if groups == 1 else grad.unflatten(-3, (-1, groups)).sum(-3)
-
-
-def _attend(q: Tensor, k: Tensor, v: Tensor, causal: bool, scale: float) -> tuple[Tensor, Tensor]:
-    """Attention, and the logarithm of each query's sum of exponentials, in float32 or wider."""
-    if _fused(q, v):
-        if q.is_cuda:
-            out, lse, *_ = _aten._scaled_dot_product_flash_attention(q, k, v, 0.0, causal, False, scale=scale)
-            return out, lse
-        return _aten._scaled_dot_product_flash_attention_for_cpu(q, k, v, 0.0, causal, scale=scale)
-    scores = _scores(q, k, causal, scale)
-    return scores.softmax(-1).to(v.dtype) @ v, scores.logsumexp(-1)
-
-
-def _attend_backward(
-    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, causal: bool, scale: float
+def _meet_backward(
+    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, region: _Region, scale: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of q, k, v for these keys, given the output and the sums over all keys."""
-    if _fused(q, v):
-        if q.is_cuda:
-            none = torch.empty(0, dtype=torch.int64, device=q.device)
-            return _aten._scaled_dot_product_flash_attention_backward(
-                grad,
-                q,
-                k,
-                v,
-                out,
-                lse,
-                None,
-                None,
-                q.shape[-2],
-                k.shape[-2],
-                0.0,
-                causal,
-                none,
-                none,
-                scale=scale,
-            )
-        return _aten._scaled_dot_product_flash_attention_for_cpu_backward(
-            grad, q, k, v, out, lse, 0.0, causal, scale=scale
-        )
-    weights = (_scores(q, k, causal, scale) - lse.unsqueeze(-1)).exp()
-    wide = grad.to(weights.dtype)
-    dv = weights.transpose(-1, -2) @ wide
-    own = (wide * out).sum(-1, keepdim=True)
-    d_scores = weights * (wide @ v.to(weights.dtype).transpose(-1, -2) - own) * scale
-    dq, dk = d_scores @ k.to(weights.dtype), d_scores.transpose(-1, -2) @ q.to(weights.dtype)
-    return dq.to(q.dtype), dk.to(k.dtype), dv.to(v.dtype)
+    """Gradients of the region's queries, keys and values."""
+    first, start, stop = region
+    grad, q, out = (x[..., first:, :].contiguous() for x in (grad, q, out))
+    near = k[..., start:stop, :], v[..., start:stop, :]
+    return attend_backward(grad, q, *near, out, lse[..., first:].contiguous(), False, scale)
 
 
-def _fused(q: Tensor, v: Tensor) -> bool:
-    """Whether torch's flash attention takes these tensors."""
-    if q.dim() != 4 or q.shape[-1] != v.shape[-1]:
-        return False
-    return not q.is_cuda or (q.dtype in (torch.float16, torch.bfloat16) and q.shape[-1] % 8 == 0)
+def _whole(x: Tensor, group: str, zigzag: bool) -> Tensor:
+    """All ranks' rows of ``x``."""
+    cut: Layout = shard(x.dim() - 2)
+    return move(x, cut, REPLICATE, group, gradient=False, zigzag=zigzag)
 
 
-def _scores(q: Tensor, k: Tensor, causal: bool, scale: float) -> Tensor:
-    wide = torch.promote_types(q.dtype, torch.float32)
-    scores = (q.to(wide) @ k.to(wide).transpose(-1, -2)) * scale
+def _summed(grad: Tensor, group: str, zigzag: bool) -> Tensor:
+    """The rank's rows of the sum of all ranks' gradients."""
+    return move(grad, REPLICATE_STAR, shard(grad.dim() - 2), group, gradient=True, zigzag=zigzag)
+
+
+def _gathered_regions(k: Tensor, group: str, zigzag: bool) -> list[_Region]:
+    """Which of the rank's queries meet which keys of other ranks, as rows of the whole sequence."""
+    rank, size, length = group_of(group).rank(), group_of(group).size(), k.shape[-2]
+    if not zigzag:
+        return [(0, 0, rank * length)] if rank else []
+    piece = length // 2
+    found = [(0, 0, rank * piece), (piece, (rank + 1) * piece, (2 * size - 1 - rank) * piece)]
+    return [region for region in found if region[1] < region[2]]
+
+
+def _ring_regions(q: Tensor, k: Tensor, rank: int, owner: int, causal: bool, zigzag: bool) -> list[_Region]:
+    """Which of the queries of ``rank`` meet which keys of another rank, ``owner``, as rows of both parts."""
+    rows, keys = q.shape[-2], k.shape[-2]
     if not causal:
-        return scores
-    rows, columns = scores.shape[-2:]
-    later = torch.ones(rows, columns, dtype=torch.bool, device=q.device).triu(1)
-    return scores.masked_fill(later, -math.inf)
+        return [(0, 0, keys)]
+    if not zigzag:
+        return [(0, 0, keys)] if owner < rank else []
+    return [(0, 0, keys // 2)] if owner < rank else [(rows // 2, 0, keys)]
+
+
+def _packed(k: Tensor, v: Tensor) -> Tensor:
+    """Both as one message."""
+    return torch.cat((k.flatten(), v.flatten()))
+
+
+def _unpacked(message: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+    """Views of a message that is laid out as that of ``k`` and ``v``."""
+    return message[: k.numel()].view(k.shape), message[k.numel() :].view(v.shape)
+
+
+def _pass_on(message: Tensor, group: str) -> Tensor:
+    """Start to send to the next rank, and to receive from the one before; ``wait_tensor`` gives what came."""
+    process_group = group_of(group)
+    size, rank = process_group.size(), process_group.rank()
+    sent, got = [0] * size, [0] * size
+    sent[(rank + 1) % size] = got[(rank - 1) % size] = message.numel()
+    return fc.all_to_all_single(message, got, sent, process_group)
 
 
 def token_cross_entropy(

@@ -95,7 +95,7 @@ def parallelize(
     parameters, buffers = same_weights(model)
     seed = broadcast_from_first(torch.initial_seed())
     buffers |= initialised(model, {name for name, buffer in buffers.items() if buffer.is_meta}, seed)
-    local = cut_graph(graph, plan.cp_layouts, Layout.parse(plan.cp_boundary), plan.cp)
+    local = cut_graph(graph, plan.cp_layouts, Layout.parse(plan.cp_boundary), plan.cp, plan.cp_order)
     stages = []
     for place, rank in enumerate(plan.stage_ranks):
         if rank == world.pp_rank:
@@ -209,6 +209,7 @@ def _complete(plan: Plan, graph_at: Any, job: Job, cluster: Cluster | str | Path
         boundary=found.boundary,
         cp_layouts=found.cp_layouts,
         cp_boundary=found.cp_boundary,
+        cp_order=found.cp_order,
     )
 
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from autoplan.cost.crossing import crossing_bytes
 from autoplan.cost.unit import StrategiesOf, UnitCost, unit_cost
@@ -45,6 +45,7 @@ class LayoutChoice:
         sent_bytes: what a pipeline cut after each unit but the last sends.
         graph: what the costs are of: one cp rank's part of the model (``graph.cut``), or all of it.
         cp_layouts: strategy names of ops on the cp axis, by block kind; empty where cp is 1.
+        cp_order: which pieces of what cp cuts a rank has (see ``Plan``).
     """
 
     boundary: Layout
@@ -53,6 +54,7 @@ class LayoutChoice:
     sent_bytes: tuple[float, ...]
     graph: ModelGraph
     cp_layouts: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    cp_order: Literal["plain", "zigzag"] = "plain"
 
 
 def layout_choices(

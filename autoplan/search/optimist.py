@@ -86,7 +86,8 @@ def _cp_parts(block: Block, op: Op, cp: int) -> list[Op]:
     from autoplan.graph.cut import cut_op
 
     kinds = {(s.share, s.gemm_axis, s.kernel): s for s in sequence_strategies(block, op, cp)}
-    parts = [replace(cut_op(op, strategy, cp), sends=()) for strategy in kinds.values()]
+    orders = (False, True) if op.causal else (False,)
+    parts = [replace(cut_op(op, way, cp, zigzag), sends=()) for way in kinds.values() for zigzag in orders]
     return [part if op.gemm is not None else replace(part, flops_forward=0) for part in parts]
 
 

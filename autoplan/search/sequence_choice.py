@@ -2,14 +2,17 @@
 
 The axis cuts first, alone, by the same integer program as tensor parallelism after it. What passes between units is
 cut along its second dim (the sequence of a transformer); parameters stay whole. Attention either keeps its rows of
-queries and gathers keys and values, or trades the cut of the sequence for one of heads (Ulysses): which of the two
-leaves the tensor-parallel axis more is for the outer search to say, so each is asked for.
+queries, and gathers keys and values or passes them round the ranks, or trades the cut of the sequence for one of heads
+(Ulysses): which of these leaves the tensor-parallel axis more is for the outer search to say, so each is asked for.
+Where rows of causal attention are cut, the sequence is in zigzag order if it divides so: that sends no more, and all
+ranks have the same work.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
 
 from autoplan.graph.boundary import boundary_layout
 from autoplan.graph.ir import Block, Op, OpKind
@@ -22,11 +25,19 @@ if TYPE_CHECKING:
     from autoplan.graph.ir import ModelGraph
     from autoplan.hardware import Cluster
 
-__all__ = ["SEQUENCE", "cuts_sequence", "sequence_choices"]
+__all__ = ["SEQUENCE", "SequenceChoice", "cuts_sequence", "sequence_choices"]
 
 SEQUENCE = shard(1)
-_ROWS = "cut q"
+_ROWS, _RING = "cut q", "ring q"
 _Names = dict[str, dict[str, str]]
+
+
+@dataclass(frozen=True, slots=True)
+class SequenceChoice:
+    """Strategy names of ops by block kind, and which pieces of what is cut a rank has (see ``Plan.cp_order``)."""
+
+    layouts: _Names
+    order: Literal["plain", "zigzag"] = "plain"
 
 
 def cuts_sequence(graph: ModelGraph, degree: int) -> bool:
@@ -38,8 +49,11 @@ def cuts_sequence(graph: ModelGraph, degree: int) -> bool:
     return cut and not graph.random_ops
 
 
-def sequence_choices(graph: ModelGraph, degree: int, stride: int, cluster: Cluster) -> tuple[_Names, ...]:
-    """The distinct ways to cut ``graph`` among ``degree`` ranks ``stride`` apart: strategy names by block kind."""
+def sequence_choices(
+    graph: ModelGraph, degree: int, stride: int, cluster: Cluster
+) -> tuple[SequenceChoice, ...]:
+    """The distinct ways to cut ``graph`` among ``degree`` ranks ``stride`` apart: rows with gathered keys, rows in a
+    ring, heads."""
     from autoplan.graph.axes import sequence_strategies, stored_layout
 
     def stored(block: Block, name: str, size: int) -> tuple[Layout, ...]:
@@ -65,9 +79,40 @@ def sequence_choices(graph: ModelGraph, degree: int, stride: int, cluster: Clust
             }
         if names not in found:
             found.append(names)
-    return tuple(found)
+        if rows and (ring := _in_a_ring(graph, names, degree)) is not None:
+            found.append(ring)
+    return tuple(SequenceChoice(names, _order(graph, names, degree)) for names in found)
+
+
+def _in_a_ring(graph: ModelGraph, names: _Names, degree: int) -> _Names | None:
+    """The same with a ring for each attention that cuts rows, if there is one and its keys can go round: what it takes
+    and gives lies alike."""
+    from autoplan.graph.axes import sequence_strategies
+
+    ring = {kind: dict(ways) for kind, ways in names.items()}
+    for kind, block in graph.kinds.items():
+        for op in block.ops:
+            if op.kind is OpKind.ATTENTION and ring[kind].get(op.name) == _ROWS:
+                known = {strategy.name for strategy in sequence_strategies(block, op, degree)}
+                ring[kind][op.name] = _RING if _RING in known else _ROWS
+    return ring if ring != names else None
+
+
+def _order(graph: ModelGraph, names: _Names, degree: int) -> Literal["plain", "zigzag"]:
+    """Zigzag where rows of causal attention are cut and everything that is cut can be cut twice as fine."""
+    from autoplan.graph.axes import sequence_strategies
+
+    uneven, fine = False, True
+    for kind, block in graph.kinds.items():
+        for op in block.ops:
+            name = names[kind][op.name]
+            uneven |= op.causal and name in (_ROWS, _RING)
+            fine &= name in {strategy.name for strategy in sequence_strategies(block, op, 2 * degree)}
+    return "zigzag" if uneven and fine else "plain"
 
 
 def _attending(known: Sequence[Strategy], rows: bool) -> tuple[Strategy, ...]:
-    """Those that cut rows of queries, or those that cut something else; all where there are none."""
+    """Those that cut rows of queries, or those that cut something else; all where there are none. A ring takes the
+    place of the former later."""
+    known = [s for s in known if s.name != _RING]
     return tuple(s for s in known if s.share and (s.name == _ROWS) == rows) or tuple(known)

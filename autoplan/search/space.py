@@ -162,12 +162,12 @@ class Space:
             return
         from autoplan.graph.cut import cut_graph
 
-        for cp_layouts in sequence_choices(graph, cp, tp, self.cluster):
-            local = cut_graph(graph, cp_layouts, SEQUENCE, cp)
+        for way in sequence_choices(graph, cp, tp, self.cluster):
+            local = cut_graph(graph, way.layouts, SEQUENCE, cp, way.order)
             if self.pins.rules.refused(local, *self._known_ways, tp):
                 continue
             for choice in layout_choices(local, tp, self.cluster, self._strategies_of, self._layouts_of):
-                yield replace(choice, cp_layouts=cp_layouts)
+                yield replace(choice, cp_layouts=way.layouts, cp_order=way.order)
 
     def _cuts_sequence(self, cp: int) -> bool:
         traced = all(block.graph is not None for block in self.chain.kinds.values())
@@ -283,6 +283,7 @@ class Space:
             layouts={kind: dict(names) for kind, names in choice.layouts.items()},
             cp_boundary=str(SEQUENCE if degrees.cp > 1 else REPLICATE),
             cp_layouts={kind: dict(names) for kind, names in choice.cp_layouts.items()},
+            cp_order=choice.cp_order,
         )
         return Candidate(plan, estimate)
 

@@ -35,6 +35,8 @@ def check_structure(verdict: Verdict, graph: ModelGraph, plan: Plan, job: Job, c
         verdict.expect("zero is 0", plan.zero == 0, plan.fsdp == 1)
     if graph.meetings and (plan.dp, plan.fsdp, plan.num_micro_batches) != (1, 1, 1):
         verdict.findings.append(Finding("batch", "cut", f"whole, since {graph.meetings[0]}"))
+    if plan.cp == 1:
+        verdict.expect("cp_order", plan.cp_order, "plain")
     if graph.random_ops and plan.tp > 1:
         verdict.findings.append(Finding("tp", plan.tp, f"1, since {graph.random_ops[0]} is random"))
     _check_stages(verdict, graph, plan)

@@ -1,4 +1,4 @@
-"""Every way to run an op on the context-parallel axis: the enumerator's, and two kernels for a cut sequence.
+"""Every way to run an op on the context-parallel axis: the enumerator's, and kernels for a cut sequence.
 
 Parameters are whole on every rank of this axis, and their gradients are summed along with those of the data axes:
 they lie as ``R*``.
@@ -15,7 +15,7 @@ from autoplan.graph.axes.spec import is_floating, named, shape_of
 from autoplan.graph.gemms import is_attention, tensor_arguments
 from autoplan.graph.ir import Block, Op
 from autoplan.graph.layout import PARTIAL, REPLICATE, REPLICATE_STAR, Collective, Layout, shard
-from autoplan.graph.strategy import GATHERED_ATTENTION, InternalCollective, Strategy
+from autoplan.graph.strategy import GATHERED_ATTENTION, RING_ATTENTION, InternalCollective, Strategy
 
 __all__ = ["sequence_strategies", "stored_layout"]
 
@@ -30,8 +30,9 @@ def stored_layout(block: Block, name: str) -> Layout:
 def sequence_strategies(block: Block, op: Op, degree: int) -> tuple[Strategy, ...]:
     """Every strategy of ``op`` on a context-parallel axis of ``degree`` ranks, in a fixed order, ``R`` first.
 
-    Causal attention may cut the rows of its queries, with keys and values cut alike and gathered by the op itself;
-    a mean cross-entropy may cut its tokens.
+    Causal attention may cut the rows of its queries, with keys and values cut alike and gathered by the op itself
+    (``cut q``); attention without a mask of its own may send them round the ranks (``ring q``); a mean cross-entropy
+    may cut its tokens.
     """
     key = ("cp", op.name, degree)
     if key not in block._strategies:
@@ -48,8 +49,10 @@ def _strategies(block: Block, op: Op, degree: int) -> Iterator[Strategy]:
         return
     yield from found
     node = node_of(block, op.name)
-    if is_attention(node) and op.causal and not op.random:
-        yield from _gathered(block, op, degree)
+    if is_attention(node) and not op.random and len(op.inputs) == 3:
+        if op.causal:
+            yield from _gathered(block, op, degree)
+        yield from _ring(block, op, degree)
     if node.target is torch.ops.aten.cross_entropy_loss.default:
         yield from _tokens(block, op, degree, parts)
 
@@ -57,7 +60,7 @@ def _strategies(block: Block, op: Op, degree: int) -> Iterator[Strategy]:
 def _gathered(block: Block, op: Op, degree: int) -> Iterator[Strategy]:
     """Rows of queries, keys and values cut; the kernel gathers keys and values, again in the backward pass."""
     q, k, v = (block.values[name] for name in op.inputs[:3])
-    if q.shape[-2] != k.shape[-2] or q.shape[-2] % degree or len(op.inputs) > 3:
+    if q.shape[-2] != k.shape[-2] or q.shape[-2] % degree:
         return
     cut = tuple(shard(len(value.shape) - 2) for value in (q, k, v))
     sent: list[InternalCollective] = []
@@ -68,6 +71,27 @@ def _gathered(block: Block, op: Op, degree: int) -> Iterator[Strategy]:
     yield Strategy(
         "cut q", cut, cut[0], share=True, gemm_axis="m", kernel=GATHERED_ATTENTION, internal=tuple(sent)
     )
+
+
+def _ring(block: Block, op: Op, degree: int) -> Iterator[Strategy]:
+    """Rows of queries, keys and values cut; the kernel passes keys and values on as one message, degree - 1 times
+    forward and again backward, and their gradients, in float32 or wider, degree times, the last of them alone."""
+    q, k, v = (block.values[name] for name in op.inputs)
+    if q.shape[-2] % degree or k.shape[-2] % degree or (op.causal and q.shape[-2] != k.shape[-2]):
+        return
+    if q.shape[:-3] != k.shape[:-3] or k.shape[:-2] != v.shape[:-2]:
+        return
+    cut = tuple(shard(len(value.shape) - 2) for value in (q, k, v))
+    held = (k.nbytes + v.nbytes) // degree
+    gradients = held * max(4, k.itemsize) // k.itemsize
+    send = Collective.SEND_RECV
+    sent = (
+        InternalCollective(send, held, "forward", degree - 1),
+        InternalCollective(send, held, "backward", degree - 1),
+        InternalCollective(send, gradients, "backward", degree - 1),
+        InternalCollective(send, gradients, "backward"),
+    )
+    yield Strategy("ring q", cut, cut[0], share=True, gemm_axis="m", kernel=RING_ATTENTION, internal=sent)
 
 
 def _tokens(block: Block, op: Op, degree: int, parts_of_dims: tuple[int, ...]) -> Iterator[Strategy]:
