@@ -187,13 +187,14 @@ def test_another_order_or_other_stages_are_not_what_was_priced(schedule: Schedul
 
 def cp_plan(data: st.DataObject, cp: int, tp: int) -> Plan:
     """A plan that cuts sequences, with ways drawn for both axes."""
-    graph = small()
+    graph, order = small(), data.draw(st.sampled_from(["plain", "zigzag"]))
+    finest = 2 * cp if order == "zigzag" else cp
     chosen = {
-        kind: {op.name: data.draw(st.sampled_from([s.name for s in sequence_strategies(block, op, cp)])) for op in block.ops}
+        kind: {op.name: data.draw(st.sampled_from([s.name for s in sequence_strategies(block, op, finest)])) for op in block.ops}
         for kind, block in graph.kinds.items()
     }  # fmt: skip
     boundary = data.draw(st.sampled_from(["R", "S(1)"]))
-    local = cut_graph(graph, chosen, Layout.parse(boundary), cp)
+    local = cut_graph(graph, chosen, Layout.parse(boundary), cp, order)
     layouts = {
         kind: {
             op.name: data.draw(st.sampled_from([s.name for s in strategies(block, op, tp)]))
@@ -208,6 +209,7 @@ def cp_plan(data: st.DataObject, cp: int, tp: int) -> Plan:
     }
     plan = drawn(data, graph, CP_JOB, Schedule.ONE_F_ONE_B, cp=cp, tp=tp, fsdp=4 // (cp * tp))
     plan = replace(plan, **vpp, schedule=schedule, cp_layouts=chosen, cp_boundary=boundary, layouts=layouts)
+    plan = replace(plan, cp_order=order)
     return replace(plan, zero=data.draw(st.sampled_from([0, 1, 2, 3]))) if plan.fsdp == 1 else plan
 
 
@@ -266,12 +268,17 @@ def test_illegal_ways_to_cut_a_sequence_are_caught() -> None:
     for kind, block in graph.kinds.items():
         for op in block.ops:
             offered = {strategy.name for strategy in sequence_strategies(block, op, 2)}
-            for name in {"cut v", "cut e", "cut q", "cut d1", "cut d0/3", "nonsense"} - offered:
+            for name in {"cut v", "cut e", "cut q", "ring q", "cut d1", "cut d0/3", "nonsense"} - offered:
                 chosen = {**plan.cp_layouts, kind: {**plan.cp_layouts.get(kind, {}), op.name: name}}
                 found = findings(graph, replace(plan, cp_layouts=chosen), claim, CP_JOB)
                 assert found, (op.name, name)
                 if "/" not in name:
                     with pytest.raises(Illegal):
                         sequence_way(block, op, name, 2)
-    for spoiled in (replace(plan, cp_boundary="R"), replace(plan, cp_layouts={})):
+    assert plan.cp_order == "zigzag"
+    for spoiled in (
+        replace(plan, cp_boundary="R"),
+        replace(plan, cp_layouts={}),
+        replace(plan, cp_order="plain"),
+    ):
         assert findings(graph, spoiled, claim, CP_JOB)

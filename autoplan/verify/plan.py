@@ -80,12 +80,13 @@ def _on_cp(verdict: Verdict, graph: ModelGraph, plan: Plan) -> ModelGraph:
         verdict.findings.append(Finding(f"cp_layouts.{kind}", "a block", "no block of this model"))
     try:
         boundary = Layout.parse(plan.cp_boundary)
-        local = cut_graph(graph, plan.cp_layouts, boundary, plan.cp)
+        local = cut_graph(graph, plan.cp_layouts, boundary, plan.cp, plan.cp_order)
     except PlanError as error:
         verdict.findings.append(Finding(error.field, error.value, error.expected))
         return graph
     for kind, block in graph.kinds.items():
-        check_cut(verdict, block, local.kinds[kind], plan.cp_layouts.get(kind, {}), boundary, plan.cp)
+        names, zigzag = plan.cp_layouts.get(kind, {}), plan.cp_order == "zigzag"
+        check_cut(verdict, block, local.kinds[kind], names, boundary, plan.cp, zigzag)
     return local
 
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from autoplan.graph.ir import Gemm, OpKind, Saved, Window
 from autoplan.graph.layout import PARTIAL, REPLICATE, REPLICATE_STAR, Layout, shard
+from autoplan.graph.mesh_calls import OnMesh
 from autoplan.verify.unit import joins, passed
 from autoplan.verify.verdict import Finding, Illegal, Unfamiliar, Verdict
 from autoplan.verify.ways import Way, has_kernel, way_of
@@ -22,20 +23,29 @@ if TYPE_CHECKING:
 
 __all__ = ["check_cut", "sequence_way"]
 
-Sends = tuple[tuple[str, float, str], ...]
-"""(collective, bytes, phase) of each."""
+Sends = tuple[tuple[str, float, str, int], ...]
+"""(collective, bytes, phase, how many times beside the kernel's work or 0) of each."""
 
 
 def check_cut(
-    verdict: Verdict, block: Block, cut: Block, names: Mapping[str, str], boundary: Layout, degree: int
+    verdict: Verdict,
+    block: Block,
+    cut: Block,
+    names: Mapping[str, str],
+    boundary: Layout,
+    degree: int,
+    zigzag: bool = False,
 ) -> None:
-    """Note what ``cut`` has wrong of one of ``degree`` ranks' part of ``block``, by a plan's ``names``."""
-    _Check(verdict, block, cut, boundary, degree).run(names)
+    """Note what ``cut`` has wrong of one of ``degree`` ranks' part of ``block``, by a plan's ``names``; with ``zigzag``
+    that part is two pieces of 2 · ``degree``."""
+    _Check(verdict, block, cut, boundary, degree, zigzag).run(names)
 
 
 def sequence_way(block: Block, op: Op, name: str, degree: int) -> tuple[Way, Sends]:
     """The way called ``name`` on the context-parallel axis, and what its kernel sends. Raises Illegal, or Unfamiliar
     for a kernel that is not known here."""
+    if name == "ring q" and degree > 1:
+        return _ring(block, op, degree)
     if name.startswith("cut ") and degree > 1:
         if op.kind is OpKind.ATTENTION and op.causal and name == "cut q":
             return _gathered(block, op, degree)
@@ -61,15 +71,39 @@ def _gathered(block: Block, op: Op, degree: int) -> tuple[Way, Sends]:
     if rows[0] != rows[1] or rows[0] % degree:
         raise Illegal(f"{rows[0]} queries and {rows[1]} keys are not the same on {degree} ranks")
     cut = tuple(shard(len(block.values[name].shape) - 2) for name in op.inputs)
-    sends: list[tuple[str, float, str]] = []
+    sends: list[tuple[str, float, str, int]] = []
     for name in op.inputs[1:]:
         whole = float(block.values[name].nbytes)
         sends += [
-            ("all_gather", whole, "forward"),
-            ("all_gather", whole, "backward"),
-            ("reduce_scatter", whole, "backward"),
+            ("all_gather", whole, "forward", 0),
+            ("all_gather", whole, "backward", 0),
+            ("reduce_scatter", whole, "backward", 0),
         ]
     return Way(cut, cut[0], True, "m"), tuple(sends)
+
+
+def _ring(block: Block, op: Op, degree: int) -> tuple[Way, Sends]:
+    """Each rank has rows of queries, keys and values; keys and values go to every other rank in turn, and their
+    gradients with them and once more, home."""
+    if op.kind is not OpKind.ATTENTION or op.random or len(op.inputs) != 3:
+        raise Illegal("only attention without dropout or a mask meets keys in turn")
+    q, k, v = (block.values[name] for name in op.inputs)
+    rows, keys = q.shape[-2], k.shape[-2]
+    if rows % degree or keys % degree or v.shape[-2] != keys or (op.causal and rows != keys):
+        raise Illegal(f"{rows} queries and {keys} keys do not go round {degree} ranks")
+    if q.shape[:-3] != k.shape[:-3] or k.shape[:-2] != v.shape[:-2]:
+        raise Illegal("queries, keys and values have not the same batch")
+    message = (k.nbytes + v.nbytes) / degree
+    summed = message * (k.itemsize if k.itemsize > 4 else 4) / k.itemsize
+    others = degree - 1
+    sends = (
+        ("send_recv", message, "forward", others),
+        ("send_recv", message, "backward", others),
+        ("send_recv", summed, "backward", others),
+        ("send_recv", summed, "backward", 0),
+    )
+    cut = tuple(shard(len(value.shape) - 2) for value in (q, k, v))
+    return Way(cut, cut[0], True, "m"), sends
 
 
 def _tokens(block: Block, op: Op, dim: int, parts: int, degree: int) -> Way:
@@ -83,8 +117,11 @@ def _tokens(block: Block, op: Op, dim: int, parts: int, degree: int) -> Way:
 
 
 class _Check:
-    def __init__(self, verdict: Verdict, block: Block, cut: Block, boundary: Layout, degree: int) -> None:
+    def __init__(
+        self, verdict: Verdict, block: Block, cut: Block, boundary: Layout, degree: int, zigzag: bool
+    ) -> None:
         self.verdict, self.block, self.cut, self.boundary, self.degree = verdict, block, cut, boundary, degree
+        self.zigzag, self.finest = zigzag, degree * (2 if zigzag else 1)
         self.ops = {op.name: op for op in cut.ops}
         self.calls = {node.name: node.target for node in cut.graph.nodes if node.op == "call_function"}
         self.used: set[str] = set()
@@ -92,7 +129,7 @@ class _Check:
         for name in block.parameters:
             self.made[name] = REPLICATE_STAR if block.values[name].requires_grad else REPLICATE
         for name in block.inputs:
-            self.made[name] = passed(block.values[name], boundary, degree)
+            self.made[name] = passed(block.values[name], boundary, self.finest)
 
     def run(self, names: Mapping[str, str]) -> None:
         where = f"cp_layouts.{self.block.kind}"
@@ -102,6 +139,7 @@ class _Check:
             name = names.get(op.name, "R")
             try:
                 way, sends = sequence_way(self.block, op, name, self.degree)
+                sequence_way(self.block, op, name, self.finest)  # what is cut must divide so
                 self._op(op, way, sends)
             except Illegal as wrong:
                 self.verdict.findings.append(Finding(f"{where}.{op.name}", name, str(wrong)))
@@ -116,7 +154,7 @@ class _Check:
             self._value(name, self.block.values[name], self.made[name])
 
     def _boundary(self, name: str) -> Layout:
-        return passed(self.block.values[name], self.boundary, self.degree)
+        return passed(self.block.values[name], self.boundary, self.finest)
 
     def _same(self, what: str, said: object, found: object) -> None:
         self.verdict.expect(f"{self.block.kind} on a rank of cp: {what}", said, found)
@@ -125,7 +163,7 @@ class _Check:
         local = self.cut.values[name]
         shape = list(whole.shape)
         if layout.is_shard:
-            pieces = layout.parts * self.degree
+            pieces = layout.parts * self.finest
             if layout.dim >= len(shape) or shape[layout.dim] % pieces:
                 raise Illegal(f"{name} of shape {shape} has no {layout} on {self.degree} ranks")
             shape[layout.dim] //= self.degree
@@ -144,9 +182,15 @@ class _Check:
         for name in ("flops_forward", "flops_backward", "bytes_forward", "bytes_backward"):
             self._same(f"{name} of {op.name}", getattr(here, name), getattr(op, name) // pieces)
         by_rows = bool(sends) and op.kind is OpKind.ATTENTION
-        self._same(f"causal of {op.name}", here.causal, op.causal and not by_rows)
-        window = Window(op.gemm.n, 1 - 0.5 / self.degree, True) if by_rows and op.gemm else op.window
+        uneven = by_rows and op.causal and not self.zigzag
+        self._same(f"causal of {op.name}", here.causal, op.causal and not uneven)
+        window = Window(op.gemm.n, 1 - 0.5 / self.degree, True) if uneven and op.gemm else op.window
         self._same(f"window of {op.name}", here.window, window)
+        in_turn = any(kind == "send_recv" for kind, *_ in sends)
+        self._same(f"parts of the keys of {op.name}", here.pieces, self.degree if in_turn else 1)
+        call = self.calls[op.name]
+        if isinstance(call, OnMesh):
+            self._same(f"order of {op.name}", (call.degree, call.zigzag), (self.degree, self.zigzag))
         self._same(f"product of {op.name}", here.gemm, _piece_of(op.gemm, way, pieces))
         self._same(f"kept by {op.name}", here.saved, self._kept(op, way, inputs, pieces))
         self._same(f"sent by {op.name}", _said(here), tuple((*send, self.degree) for send in sends))
@@ -183,12 +227,13 @@ class _Check:
 
     def _turns(self, move: Op, have: Layout, wanted: Layout) -> bool:
         call = self.calls[move.name]
-        return (call.src, call.dst, call.degree) == (str(have), str(wanted), self.degree)
+        asked = (str(have), str(wanted), self.degree, self.zigzag)
+        return (call.src, call.dst, call.degree, call.zigzag) == asked
 
     def _move(self, move: Op, value: Value, have: Layout, wanted: Layout) -> None:
         ways = joins(value, have, wanted, self.degree)
         sent = [
-            (kind, nbytes, phase, self.degree)
+            (kind, nbytes, phase, 0, self.degree)
             for (kind, nbytes, _), phase in zip(ways, ("forward", "backward"), strict=True)
             if kind
         ]
@@ -201,8 +246,10 @@ class _Check:
         self._same(f"kept by {move.name}", move.saved, kept)
 
 
-def _said(op: Op) -> tuple[tuple[str, float, str, int], ...]:
-    return tuple((str(send.kind), float(send.nbytes), send.phase, send.ranks) for send in op.sends)
+def _said(op: Op) -> tuple[tuple[str, float, str, int, int], ...]:
+    return tuple(
+        (str(send.kind), float(send.nbytes), send.phase, send.beside, send.ranks) for send in op.sends
+    )
 
 
 def _piece_of(gemm: Gemm | None, way: Way, pieces: int) -> Gemm | None:

@@ -127,7 +127,11 @@ def _sums(
         for send in op.sends:  # among the ranks of cp, which lie just outside those of tp
             nbytes = send.nbytes / (degree if way.shares else 1)
             seconds = cluster.collective_time_s(send.kind, nbytes, send.ranks, stride=degree)
-            sent[send.phase != "forward"] += seconds
+            backwards = send.phase != "forward"
+            if send.beside:  # each beside a part of the kernel's work, and the last part beside none
+                work = (backward if backwards else forward) / (send.beside + 1)
+                seconds = send.beside * max((1 - cluster.overlap) * seconds, seconds - work)
+            sent[backwards] += seconds
         kept += _kept(op, way, degree)
         at_work = max(at_work, _at_work(block, op, way, degree))
     for name, layout in wanted:
@@ -229,8 +233,9 @@ def _op_s(block: Block, op: Op, way: Way, degree: int, cluster: Cluster) -> tupl
     b, m, n, k = _product(block, op, way, degree)
     device, dtype = cluster.device, block.values[op.output].dtype
     if op.kind is OpKind.ATTENTION:
-        forward = device.attention_time_s(b, m, n, k, dtype, op.causal)
-        backward = device.attention_time_s(b, m, n, k, dtype, op.causal, backward=True)
+        turns, near = op.pieces, -(-n // op.pieces)
+        forward = turns * device.attention_time_s(b, m, near, k, dtype, op.causal)
+        backward = turns * device.attention_time_s(b, m, near, k, dtype, op.causal, backward=True)
         backward = backward if op.flops_backward else 0.0
     else:
         products = round(op.flops_backward / op.flops_forward) if op.flops_forward else 0
@@ -279,6 +284,9 @@ def _kept(op: Op, way: Way, degree: int) -> float:
 def _at_work(block: Block, op: Op, way: Way, degree: int) -> float:
     """The result and its gradient, and gradients of what is no parameter."""
     total = 2 * held(block.values[op.output], way.output, degree)
+    if op.kind is OpKind.ATTENTION:  # keys and values of other ranks, and gradients for them
+        others = sum(send.nbytes for send in op.sends if send.phase == "backward")
+        total += others / (degree if way.shares else 1)
     if _by_expert(op, way) and op.routing is not None and op.gemm is not None:
         rows = block.values[op.inputs[0]].nbytes + block.values[op.output].nbytes
         total += op.routing.room(op.gemm.batch, degree) * rows
