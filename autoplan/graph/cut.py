@@ -26,7 +26,7 @@ from autoplan.graph.boundary import boundary_layout
 from autoplan.graph.gemms import tensor_arguments
 from autoplan.graph.ir import Block, ModelGraph, Op, OpKind, Origin, Saved, Sent, Value, Window
 from autoplan.graph.layout import REPLICATE, REPLICATE_STAR, Layout
-from autoplan.graph.mesh_calls import Moved, OnMesh
+from autoplan.graph.mesh_calls import Drawn, Moved, OnMesh
 from autoplan.graph.moves import traffic
 from autoplan.graph.strategy import GATHERED_ATTENTION, RING_ATTENTION, Strategy
 
@@ -220,6 +220,9 @@ class _Cutter:
         fx.map_arg((args, kwargs), lambda n: read.append(n.name))
         if strategy.kernel is not None:
             target: Any = OnMesh(strategy.kernel, node.target, self.degree, self.zigzag)
+        elif op.random:
+            shape = tuple(node.meta["val"].shape) if isinstance(node.meta["val"], torch.Tensor) else ()
+            target = Drawn(node.target, shape, str(strategy.output), self.degree, self.zigzag)
         else:
             target, args, kwargs = with_local_sizes(node, strategy, args, kwargs, self.degree)
         new = self.graph.create_node("call_function", target, args, kwargs, name=node.name)

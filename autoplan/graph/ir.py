@@ -271,14 +271,9 @@ class ModelGraph:
         return next((op.routing for op in ops if op.routing is not None), None)
 
     @property
-    def random_ops(self) -> tuple[str, ...]:
-        """``module path: op`` for each op of a distinct block that draws random numbers."""
-        return tuple(
-            f"{op.module_path or kind}: {op.target}"
-            for kind, block in self.kinds.items()
-            for op in block.ops
-            if op.random
-        )
+    def draws(self) -> bool:
+        """Whether some op draws random numbers."""
+        return any(op.random for block in (self.free, *self.kinds.values()) for op in block.ops)
 
     @property
     def parameter_count(self) -> int:

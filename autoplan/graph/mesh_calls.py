@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-__all__ = ["MeshCall", "Moved", "OnMesh"]
+__all__ = ["Drawn", "MeshCall", "Moved", "OnMesh"]
 
 
 class MeshCall:
@@ -46,3 +46,18 @@ class OnMesh(MeshCall):
 
     def __str__(self) -> str:
         return f"{self.op} by {self.kernel}"
+
+
+@dataclass(frozen=True)
+class Drawn(MeshCall):
+    """``op``, which draws random numbers, for a piece of its result of ``shape``, cut among ``degree`` ranks as
+    ``layout`` says."""
+
+    op: Any
+    shape: tuple[int, ...]
+    layout: str
+    degree: int
+    zigzag: bool = False
+
+    def __str__(self) -> str:
+        return f"{self.op} of {self.layout}"

@@ -1,8 +1,4 @@
-"""Which calls draw random numbers.
-
-Cut by tensor parallelism, such an op would have to draw on each rank its own part of one mask. Until it
-can, a model with active dropout is kept whole on each rank: its plans have tp = 1.
-"""
+"""Which calls draw random numbers: each becomes one whose numbers belong to samples (``rewrite.random_kernels``)."""
 
 from __future__ import annotations
 

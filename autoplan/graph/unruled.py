@@ -33,7 +33,7 @@ def unruled_ops(graph: ModelGraph) -> list[UnruledOp]:
     """Every op of ``graph`` without axes, the costliest first.
 
     An op without a rule is always listed. One whose rule does not cover this call (a view whose dims cross) is listed
-    if it costs anything. Ops that draw random numbers are not: a model with them is not cut at all.
+    if it costs anything.
     """
     found: dict[tuple[str, str], UnruledOp] = {}
     for kind, block in graph.kinds.items():
@@ -43,7 +43,7 @@ def unruled_ops(graph: ModelGraph) -> list[UnruledOp]:
             flops = op.flops_forward + op.flops_backward
             touched = op.bytes_forward + op.bytes_backward
             ruled = rule_for(nodes[op.name].target) is not None
-            if op.random or spec_of(block, op) is not None or (ruled and not flops + touched):
+            if spec_of(block, op) is not None or (ruled and not flops + touched):
                 continue
             key = op.target, op.module_path or kind
             before = found.get(key, UnruledOp(*key, 0, 0, 0))

@@ -27,6 +27,8 @@ from autoplan.graph.mesh_calls import Moved, OnMesh
 from autoplan.graph.strategy import Strategy
 from autoplan.rewrite.kernel_calls import kernel_call, mesh_call, summed_arguments
 from autoplan.rewrite.move import convert
+from autoplan.rewrite.random_calls import drawn_call_of
+from autoplan.rewrite.random_kernels import DRAWS
 
 __all__ = ["LocalBlock", "choose", "local_call", "localise", "to_local"]
 
@@ -86,12 +88,16 @@ class _Localiser:
         self.layouts: dict[fx.Node, Layout] = {}
         self.converted: dict[tuple[fx.Node, Layout], fx.Node] = {}
         self.ops = {op.name: op for op in local.block.ops}
+        self.draws: fx.Node | None = None
 
     def run(self) -> fx.Graph:
         for node in self.local.block.graph.nodes:
             if node.op in ("placeholder", "get_attr"):
                 self._source(node)
-            elif node.op == "call_function":
+                continue
+            if self.draws is None and any(op.random for op in self.local.block.ops):
+                self.draws = self.graph.placeholder(DRAWS)
+            if node.op == "call_function":
                 self._call(node)
             else:
                 outputs = tuple(self._read(n, self._boundary(n.name)) for n in node.args[0])
@@ -144,7 +150,12 @@ class _Localiser:
         wanted = iter(strategy.inputs)
         args, kwargs = fx.map_arg((node.args, node.kwargs), lambda n: self._read(n, next(wanted)))
         summed = node.name == self.summed_loss
-        target, args, kwargs = local_call(node, strategy, args, kwargs, self.local, summed)
+        if op.random:
+            places = ((str(strategy.output), self.local.group, False),) if self.local.degree > 1 else ()
+            call = drawn_call_of(node, args, kwargs, self.draws, places, self.local.cp_group)
+        else:
+            call = local_call(node, strategy, args, kwargs, self.local, summed)
+        target, args, kwargs = call
         new = self.graph.create_node("call_function", target, args, kwargs, name=node.name)
         self.env[node] = new
         self.layouts[node] = strategy.output

@@ -102,15 +102,14 @@ class _RingAttention(torch.autograd.Function):
         q, k, v = (_dense(x) for x in (q, k, v))
         size, rank = group_of(group).size(), group_of(group).rank()
         held = _packed(k, v)
-        for step in range(size):
-            coming = _pass_on(held, group) if step + 1 < size else held
-            if step == 0:
-                out, lse = attend(q, k, v, causal, scale)
-                out = out.to(wide_dtype(out))
-            else:
-                for region in _ring_regions(q, k, rank, (rank - step) % size, causal, zigzag):
-                    _meet(out, lse, q, *_unpacked(held, k, v), region, scale)
+        coming = _pass_on(held, group)
+        out, lse = attend(q, k, v, causal, scale)
+        out = out.to(wide_dtype(out))
+        for step in range(1, size):
             held = fc.wait_tensor(coming)
+            coming = _pass_on(held, group) if step + 1 < size else held
+            for region in _ring_regions(q, k, rank, (rank - step) % size, causal, zigzag):
+                _meet(out, lse, q, *_unpacked(held, k, v), region, scale)
         ctx.save_for_backward(q, k, v, out.to(q.dtype), lse)
         ctx.group, ctx.scale, ctx.causal, ctx.zigzag = group, scale, causal, zigzag
         return out.to(q.dtype)

@@ -16,6 +16,8 @@ from autoplan.graph.ir import ModelGraph, Unit, Value
 from autoplan.graph.layout import Layout
 from autoplan.plan import SCHEDULE_NEEDS, Plan
 from autoplan.rewrite.local_graph import LocalBlock
+from autoplan.rewrite.random_calls import draw_in
+from autoplan.rewrite.random_kernels import DRAWS, unit_draws
 from autoplan.rewrite.unit_module import UnitModule, attach, build_unit, full_name, local_parameter, put_on
 
 __all__ = ["StageModule", "Wire", "build_stage", "free_module", "inputs_of", "wires_into"]
@@ -35,7 +37,8 @@ class StageModule(nn.Module):
     """Runs the units of one stage on one micro-batch.
 
     ``forward(*received, **batch)`` takes what the stage before sent (``reads``) and the micro-batch, each input
-    under its name with ``batch_`` before it; it returns what the next stage needs (``writes``), or, in the last stage, the loss times ``batch["loss_scale"]``, as a
+    under its name with ``batch_`` before it, and ``random_kernels.DRAWS`` so where something draws random numbers; it
+    returns what the next stage needs (``writes``), or, in the last stage, the loss times ``batch["loss_scale"]``, as a
     tensor of one element.
     """
 
@@ -60,7 +63,11 @@ class StageModule(nn.Module):
         free = self.free(*(batch[f"batch_{name}"] for name in self.free_reads))
         values.update(zip(self.free_names, free, strict=True))
         for unit in self.chain:
-            results = self.units[_key(unit)](*(values[name] for name in unit.arguments))
+            module: UnitModule = self.units[_key(unit)]  # type: ignore[assignment]
+            inputs = [values[name] for name in unit.arguments]
+            if module.draws:
+                inputs.append(unit_draws(batch[f"batch_{DRAWS}"], unit.name))
+            results = module(*inputs)
             values.update(zip(unit.results, results, strict=True))
         if self.loss is not None:
             loss = values[self.loss].reshape(1) * batch["loss_scale"].to(values[self.loss].dtype)
@@ -183,6 +190,7 @@ def free_module(
     source = graph.free.graph
     nodes = {f"free.{node.name}": node for node in source.nodes}
     new = extract(source, [nodes[name] for name in names], [], keep=set(source.nodes))
+    draw_in(new)
     put_on(new, device)
     return fx.GraphModule(root, new, class_name="Free")
 

@@ -33,7 +33,8 @@ class UnitModule(nn.Module):
     """Runs one unit on local tensors. With ``recompute``, backward runs its forward again instead of keeping it.
 
     ``sources`` maps the names of this module's parameters to where they come from; ``updates`` those of the buffers
-    that running it changes to their names in the user's model.
+    that running it changes to their names in the user's model. With ``draws`` its last input is what its random numbers
+    come from (``random_kernels.unit_draws``).
     """
 
     def __init__(
@@ -42,12 +43,14 @@ class UnitModule(nn.Module):
         sources: dict[str, ParameterSource],
         recompute: bool,
         updates: dict[str, str],
+        draws: bool = False,
     ) -> None:
         super().__init__()
         self.body = body
         self.sources = sources
         self.recompute = recompute
         self.updates = updates
+        self.draws = draws
 
     def forward(self, *values: Tensor) -> tuple[Tensor, ...]:
         if self.recompute and torch.is_grad_enabled():
@@ -104,9 +107,10 @@ def build_unit(
     for relative in local.block.buffers.values():
         buffer = buffers[full_name(unit, relative)]
         attach(root, relative, buffer.clone() if relative in updates else buffer)
+    draws = any(op.random for op in local.block.ops)
     graph = (
         localise(local, summed_loss)
-        if local.degree > 1 or local.cp_group or summed_loss
+        if local.degree > 1 or local.cp_group or summed_loss or draws
         else _unchanged(local.block)
     )
     put_on(graph, device)
@@ -117,6 +121,7 @@ def build_unit(
         sources,
         recompute,
         {f"body.{relative}": full_name(unit, relative) for relative in sorted(updates)},
+        draws,
     )
 
 

@@ -106,7 +106,7 @@ def parallelize(
             shard_state(stages[-1], plan, world)
     if any(parameter.is_meta for parameter in parameters.values()):
         _give_weights(stages, model, seed, world.device)
-    return Program(stages, plan, graph, world, optimizer or _adamw, model, buffers, cluster)
+    return Program(stages, plan, graph, world, optimizer or _adamw, model, buffers, cluster, seed)
 
 
 def _put_on(stage: StageModule, device: torch.device) -> StageModule:
@@ -235,14 +235,6 @@ def _check_plan(plan: Plan, graph: ModelGraph, job: Job) -> None:
             f"{job.precision.value}, as asked or as the model's weights are",
             "pass precision=, or search again",
         )
-    for axis in ("tp", "cp"):
-        if getattr(plan, axis) > 1 and (random := graph.random_ops):
-            raise PlanError(
-                axis,
-                getattr(plan, axis),
-                f"1, since {random[0]} draws random numbers",
-                f"set its dropout to 0, or plan with {axis}=1",
-            )
     if graph.meetings and plan.micro_batch < plan.global_batch:
         raise PlanError(
             "micro_batch",

@@ -18,6 +18,7 @@ from autoplan.graph.ir import ModelGraph
 from autoplan.graph.trace import flatten_batch
 from autoplan.plan import Plan
 from autoplan.rewrite import StageModule, free_module, inputs_of
+from autoplan.rewrite.random_kernels import DRAWS, sample_draws
 from autoplan.runtime.checkpoint import Checkpoints
 from autoplan.runtime.clipping import clip, global_norm
 from autoplan.runtime.data_parallel import before_backward
@@ -59,6 +60,7 @@ class Program(nn.Module):
         model: nn.Module,
         buffers: Mapping[str, Tensor],
         cluster: Cluster | str | Path | None = None,
+        seed: int = 0,
     ) -> None:
         super().__init__()
         stage = stages[0] if len(stages) == 1 else Chunks(stages)
@@ -71,6 +73,8 @@ class Program(nn.Module):
         self.data_ranks = world.data_ranks
         self.optimizer = optimizer(stage.parameters())
         self.steps_done = 0
+        self._calls = 0
+        self._seed = seed if graph.draws else None  # None: nothing draws random numbers
         self.grad_norm: Tensor | None = None
         self.names = aliases(model)
         unused = {self.names[name][0] for name in graph.unused}
@@ -119,7 +123,7 @@ class Program(nn.Module):
 
     def _step(self, batch: Any, max_grad_norm: float | None) -> Tensor:
         self.optimizer.zero_grad(set_to_none=True)
-        share, micro_batches, scale = self._prepare(batch)
+        share, micro_batches, scale = self._prepare(batch, f"step {self.steps_done}")
         if self._pipeline is not None:
             total = self._pipeline.step(share | {"loss_scale": scale.expand(self.plan.num_micro_batches)})
         else:
@@ -146,7 +150,8 @@ class Program(nn.Module):
             raise PlanError(
                 "pp", self.plan.pp, "1 for a direct call", "use program.step(batch), which runs the schedule"
             )
-        _, micro_batches, scale = self._prepare(batch)
+        _, micro_batches, scale = self._prepare(batch, f"call {self._calls}")
+        self._calls += 1
         before_backward(self.stage, 3 if self.plan.zero == 3 else 2, True)
         losses = [self.stage(**part, loss_scale=scale).sum() for part in micro_batches]
         return torch.stack(losses).sum()
@@ -271,8 +276,13 @@ class Program(nn.Module):
         if self.world.started and dist.is_initialized():
             dist.destroy_process_group()
 
-    def _prepare(self, batch: Any) -> tuple[dict[str, Tensor], list[dict[str, Tensor]], Tensor]:
-        """The share, the same cut into micro-batches, and what each micro-batch's loss is multiplied by."""
+    def _prepare(
+        self, batch: Any, occasion: str
+    ) -> tuple[dict[str, Tensor], list[dict[str, Tensor]], Tensor]:
+        """The share, the same cut into micro-batches, and what each micro-batch's loss is multiplied by.
+
+        Random numbers follow from the seed, ``occasion`` and a sample's place in the global batch.
+        """
         names, tensors, _ = flatten_batch(batch)
         if tensors[0].shape[0] != self.share:
             raise PlanError(
@@ -286,6 +296,9 @@ class Program(nn.Module):
             f"batch_{name}": self._cast(tensor.to(self.world.device), name)
             for name, tensor in zip(names, tensors, strict=True)
         }
+        if self._seed is not None:
+            draws = sample_draws(self._seed, occasion, self.data_rank * self.share, self.share)
+            share[f"batch_{DRAWS}"] = draws.to(self.world.device)
         cut = [tensor.split(self.plan.micro_batch) for tensor in share.values()]
         parts = [dict(zip(share, row, strict=True)) for row in zip(*cut, strict=True)]
         if self._weight is None:

@@ -131,9 +131,7 @@ def _cp_degrees(
     found = _free(divisors(cluster.world_size), pins.cp)
     fit = [cp for cp in found if cp == 1 or (cuts_sequence is not None and cuts_sequence(cp))]
     if not fit:
-        expected = (
-            "a divisor of the sequence of a model without dropout, whose units pass (batch, sequence, …) on"
-        )
+        expected = "a divisor of the sequence of a model whose units pass (batch, sequence, …) on"
         raise PlanError("cp", pins.cp, expected, "change it, or leave it to the search")
     return fit
 

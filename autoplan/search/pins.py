@@ -78,18 +78,6 @@ class Pins:
                 name, str(getattr(self, name)), "left out, as pp is 1", "pin another pp, or leave it out"
             )
 
-    def without_tp(self, random: Sequence[str]) -> Pins:
-        """The same with tp and cp at 1 if ops draw ``random`` numbers, which these axes cannot share out yet."""
-        if not random:
-            return self
-        for name in ("tp", "cp"):
-            if getattr(self, name) not in (None, 1):
-                remedy = f"set the model's dropout to 0, or leave {name} to the search"
-                raise PlanError(
-                    name, getattr(self, name), f"1, since {random[0]} draws random numbers", remedy
-                )
-        return replace(self, tp=1, cp=1)
-
     def with_whole_batch(self, meetings: Sequence[str], global_batch: int) -> Pins:
         """The same with the batch in one piece if samples meet before the loss's mean, as ``meetings`` tell."""
         if not meetings:

@@ -41,12 +41,11 @@ class SequenceChoice:
 
 
 def cuts_sequence(graph: ModelGraph, degree: int) -> bool:
-    """Whether what passes between units has a second dim that ``degree`` ranks can share, and no op draws numbers."""
+    """Whether what passes between units has a second dim that ``degree`` ranks can share."""
     passed = [
         block.values[name] for block in graph.kinds.values() for name in (*block.inputs, *block.outputs)
     ]
-    cut = any(boundary_layout(value, SEQUENCE, degree) == SEQUENCE for value in passed)
-    return cut and not graph.random_ops
+    return any(boundary_layout(value, SEQUENCE, degree) == SEQUENCE for value in passed)
 
 
 def sequence_choices(

@@ -69,7 +69,6 @@ class Space:
         self._sums: dict[tuple[int, int, int, bool], _Total] = {}
         self._least: dict[tuple[int, int, int], dict[str, UnitCost]] = {}
         self.chain = graphs.trace(pins.micro_batch or 1)
-        pins = pins.without_tp(self.chain.random_ops)
         self.pins, self.candidates = self._candidates(pins, self.chain.meetings)
         sizes = sorted({degrees.micro_batch for degrees in self.candidates})
         for size in sizes[:2]:

@@ -37,8 +37,6 @@ def check_structure(verdict: Verdict, graph: ModelGraph, plan: Plan, job: Job, c
         verdict.findings.append(Finding("batch", "cut", f"whole, since {graph.meetings[0]}"))
     if plan.cp == 1:
         verdict.expect("cp_order", plan.cp_order, "plain")
-    if graph.random_ops and plan.tp > 1:
-        verdict.findings.append(Finding("tp", plan.tp, f"1, since {graph.random_ops[0]} is random"))
     _check_stages(verdict, graph, plan)
     verdict.checked.append("structure")
 

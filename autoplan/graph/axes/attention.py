@@ -7,7 +7,6 @@ from torch import fx
 
 from autoplan.graph.axes.spec import AxisSpec, Dims, named, register, shape_of
 from autoplan.graph.gemms import tensor_arguments
-from autoplan.graph.randomness import is_random
 
 _aten = torch.ops.aten
 
@@ -21,8 +20,6 @@ def attention(node: fx.Node) -> AxisSpec | None:
     on every rank. Keys, and the features inside a head, cannot: a softmax runs over them. (Rows of causal attention
     are cut on a context-parallel axis alone: ``sequence``.)
     """
-    if is_random(node):
-        return None
     shapes = [shape_of(source) for source in tensor_arguments(node)]
     q, k, v = shapes[:3]
     lead, sizes = _leading(q, k, v, bool(named(node, "enable_gqa", False)))

@@ -11,7 +11,7 @@ from torch import fx
 
 from autoplan.graph.axes.spec import AxisSpec, plain, register_fallback, rule_for, shape_of
 from autoplan.graph.layout import Layout
-from autoplan.graph.mesh_calls import Moved, OnMesh
+from autoplan.graph.mesh_calls import Drawn, Moved, OnMesh
 
 
 @register_fallback(lambda target: isinstance(target, Moved))
@@ -50,3 +50,12 @@ def on_mesh(node: fx.Node) -> AxisSpec | None:
     if call.op is torch.ops.aten.scaled_dot_product_attention.default:
         taken = frozenset({"q"})
     return replace(spec, fixed=(spec.fixed | taken) & spec.sizes.keys(), averaged=frozenset())
+
+
+@register_fallback(lambda target: isinstance(target, Drawn))
+def drawn(node: fx.Node) -> AxisSpec | None:
+    """The op's own axes: a piece of a piece draws the numbers of its own elements."""
+    call: Any = node.target
+    rule = rule_for(call.op)
+    like: Any = SimpleNamespace(target=call.op, args=node.args, kwargs=node.kwargs, meta=node.meta)
+    return rule(like) if rule is not None else None

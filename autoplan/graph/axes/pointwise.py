@@ -9,7 +9,6 @@ from torch import fx
 
 from autoplan.graph.axes.spec import AxisSpec, Dims, along, plain, register, register_fallback, shape_of
 from autoplan.graph.gemms import argument, tensor_arguments
-from autoplan.graph.randomness import is_random
 
 _aten = torch.ops.aten
 
@@ -96,11 +95,9 @@ def _keeps_floating(node: fx.Node) -> bool:
     return node.meta["val"].is_floating_point() and source.meta["val"].is_floating_point()  # type: ignore[union-attr]
 
 
-@register(_aten.dropout.default, _aten.native_dropout.default)
+@register(_aten.dropout.default)
 def dropout(node: fx.Node) -> AxisSpec | None:
-    """A dropout that does nothing is element-wise; an active one is kept whole, so that ranks can draw alike."""
-    if is_random(node):
-        return None
+    """Element-wise; each rank finds its own piece of one mask (``rewrite.random_kernels``)."""
     return AxisSpec(*broadcast_axes(node), linear=frozenset({0}))
 
 
