@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import functools
+import importlib
 import itertools
 import random
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,6 +14,7 @@ from unittest.mock import patch
 
 import torch
 import torch.nn.functional as F
+from many_models import MANY
 from torch import Tensor, nn
 
 import autoplan
@@ -32,11 +33,12 @@ SEQ, VOCAB = 16, 64
 
 
 class PlainBlock(nn.Module):
-    """A transformer layer as a user writes it: fused qkv, pre-norm."""
+    """A transformer layer as a user writes it: fused qkv, pre-norm; with ``drop`` above 0, dropout of attention's
+    weights and of both branches, and samples that skip the second branch."""
 
-    def __init__(self, width: int, heads: int) -> None:
+    def __init__(self, width: int, heads: int, drop: float = 0.0) -> None:
         super().__init__()
-        self.heads = heads
+        self.heads, self.drop = heads, drop
         self.ln_1, self.ln_2 = nn.LayerNorm(width), nn.LayerNorm(width)
         self.c_attn, self.c_proj = nn.Linear(width, 3 * width), nn.Linear(width, width)
         self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
@@ -47,18 +49,26 @@ class PlainBlock(nn.Module):
             t.view(b, s, self.heads, c // self.heads).transpose(1, 2)
             for t in self.c_attn(self.ln_1(x)).split(c, 2)
         )
-        y = F.scaled_dot_product_attention(q, k, v, is_causal=True)
-        x = x + self.c_proj(y.transpose(1, 2).reshape(b, s, c))
-        return x + self.mlp(self.ln_2(x))
+        y = F.scaled_dot_product_attention(q, k, v, is_causal=True, dropout_p=self.drop)
+        y = self.c_proj(y.transpose(1, 2).reshape(b, s, c))
+        if not self.drop:
+            x = x + y
+            return x + self.mlp(self.ln_2(x))
+        x = x + F.dropout(y, self.drop)
+        taken = torch.rand(b, 1, 1, device=x.device) > self.drop
+        return x + F.dropout(self.mlp(self.ln_2(x)), self.drop) * taken
 
 
 class PlainGPT(nn.Module):
     """A small GPT with tied weights; returns logits."""
 
-    def __init__(self, layers: int = 4, width: int = 32, heads: int = 8, tied: bool = True) -> None:
+    def __init__(
+        self, layers: int = 4, width: int = 32, heads: int = 8, tied: bool = True, drop: float = 0.0
+    ) -> None:
         super().__init__()
+        self.drop = drop
         self.wte, self.wpe = nn.Embedding(VOCAB, width), nn.Embedding(SEQ, width)
-        self.h = nn.ModuleList(PlainBlock(width, heads) for _ in range(layers))
+        self.h = nn.ModuleList(PlainBlock(width, heads, drop) for _ in range(layers))
         self.ln_f = nn.LayerNorm(width)
         self.head = nn.Linear(width, VOCAB, bias=False)
         if tied:
@@ -66,6 +76,8 @@ class PlainGPT(nn.Module):
 
     def forward(self, ids: Tensor, labels: Tensor | None = None) -> Tensor:
         x = self.wte(ids) + self.wpe(torch.arange(ids.shape[1], device=ids.device))
+        if self.drop:
+            x = F.dropout(x, self.drop)
         for block in self.h:
             x = block(x)
         return self.head(self.ln_f(x))
@@ -86,8 +98,12 @@ def make(name: str, dtype: str) -> tuple[nn.Module, Any]:
     norms are therefore replaced by torch's own, and the loss is taken outside.
     """
     torch.manual_seed(0)
+    if name in MANY:
+        made = MANY[name]()
+        model = made.build()
+        return (model.double() if dtype == "fp64" else model), made.loss
     if name.startswith("gpt"):
-        model = PlainGPT(tied=name != "gpt-untied")
+        model = PlainGPT(tied=name != "gpt-untied", drop=0.2 if name == "gpt-dropout" else 0.0)
         return (model.double() if dtype == "fp64" else model), gpt_loss
     if name == "moe":
         config = DecoderConfig(
@@ -117,8 +133,14 @@ def optimizer_for(dtype: str) -> Any:
     return lambda parameters: torch.optim.AdamW(parameters, lr=1e-3, eps=1e-8 if dtype == "fp64" else 1e-4)
 
 
-def make_batch(name: str, samples: int, step: int) -> dict[str, Tensor]:
+def make_batch(name: str, samples: int, step: int, dtype: str = "fp32") -> dict[str, Tensor]:
     """A batch in which each sample has another number of targets that count."""
+    if name in MANY:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(100 + step)
+            batch = MANY[name]().batch(samples)
+        wide = dtype == "fp64"
+        return {key: t.double() if wide and t.is_floating_point() else t for key, t in batch.items()}
     generator = torch.Generator().manual_seed(100 + step)
     ids = torch.randint(0, VOCAB, (samples, SEQ), generator=generator)
     labels = torch.randint(0, VOCAB, (samples, SEQ), generator=generator)
@@ -133,7 +155,8 @@ class Case:
     """One plan to check. ``seed`` draws a random legal strategy for every op and layout for every parameter.
 
     ``cp_attention`` takes on cp what the search would, with attention cut by ``rows`` of queries, the same in a
-    ``ring``, or by ``heads``; ``cp_order``: in which order, as the search would if it is empty.
+    ``ring``, or by ``heads``; ``cp_order``: in which order, as the search would if it is empty. ``uneven`` draws where
+    stages end.
     """
 
     model: str = "gpt"
@@ -154,6 +177,11 @@ class Case:
     seed: int = 0
     schedule: str = "1f1b"
     vpp: int = 1
+    uneven: bool = False
+
+    @property
+    def world(self) -> int:
+        return self.pp * self.dp * self.fsdp * self.cp * self.tp
 
     @property
     def global_batch(self) -> int:
@@ -200,6 +228,8 @@ def plan_for(graph: ModelGraph, case: Case) -> Plan:
     names = [unit.name for unit in graph.units]
     count = case.pp * case.vpp
     cuts = [round(i * len(names) / count) for i in range(count + 1)]
+    if case.uneven:
+        cuts[1:-1] = sorted(rng.sample(range(1, len(names)), count - 1))
     stages = []
     for start, stop in itertools.pairwise(cuts):
         units = tuple(names[start:stop])
@@ -228,13 +258,13 @@ def _reference(
     optimizer = optimizer_for(dtype)(model.parameters())
     losses, gradients = [], {}
     for step in range(steps):
-        batch = make_batch(model_name, global_batch, step)
+        batch = make_batch(model_name, global_batch, step, dtype)
         optimizer.zero_grad()
         output = model(**batch)
         value = loss(output, batch) if loss else getattr(output, "loss", output)
         value.backward()
         if step == 0:
-            gradients = {n: p.grad.clone() for n, p in model.named_parameters()}
+            gradients = {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
         optimizer.step()
         losses.append(value.item())
     return losses, gradients, {n: p.detach().clone() for n, p in model.named_parameters()}
@@ -243,25 +273,35 @@ def _reference(
 @functools.lru_cache(maxsize=16)
 def _graph(model_name: str, dtype: str, micro_batch: int) -> ModelGraph:
     model, loss = make(model_name, dtype)
-    return trace(model, make_batch(model_name, micro_batch, 0), loss, Precision(dtype))
+    return trace(model, make_batch(model_name, micro_batch, 0, dtype), loss, Precision(dtype))
+
+
+def facts_of(model_name: str) -> tuple[int, bool]:
+    """Units of the chain, and whether samples meet."""
+    graph = _graph(model_name, "fp32", 2)
+    return len(graph.units), bool(graph.meetings)
 
 
 @contextmanager
 def _traced_once(case: Case) -> Iterator[None]:
     """Let ``parallelize`` take the graph that this process has traced of the same model before."""
-    module = sys.modules["autoplan.runtime.parallelize"]
+    module = importlib.import_module("autoplan.runtime.parallelize")
     with patch.object(module, "trace", lambda *_, **__: _graph(case.model, case.dtype, case.micro_batch)):
         yield
 
 
-def check(case: Case, steps: int = 3) -> float:
-    """Run ``case`` on this rank; returns the largest relative difference, raises if it is beyond the promise."""
+Numbers = tuple[list[float], dict[str, Tensor], dict[str, Tensor]]
+"""Losses, gradients of the first step, parameters after the last."""
+
+
+def run(case: Case, steps: int = 3) -> Numbers:
+    """What ``case`` gives on this rank."""
     model, loss = make(case.model, case.dtype)
     plan = plan_for(_graph(case.model, case.dtype, case.micro_batch), case)
     with _traced_once(case):
         program = autoplan.parallelize(
             model,
-            make_batch(case.model, case.global_batch, 0),
+            make_batch(case.model, case.global_batch, 0, case.dtype),
             loss,
             optimizer_for(case.dtype),
             plan=plan,
@@ -269,11 +309,18 @@ def check(case: Case, steps: int = 3) -> float:
         )
     losses, gradients = [], {}
     for step in range(steps):
-        losses.append(program.step(program.shard(make_batch(case.model, case.global_batch, step))).item())
+        batch = make_batch(case.model, case.global_batch, step, case.dtype)
+        losses.append(program.step(program.shard(batch)).item())
         if step == 0:
             gradients = program.full_gradients()
-    parameters = program.full_state_dict()
-    expected = reference(case, steps)
+    return losses, gradients, program.full_state_dict()
+
+
+def check(case: Case, steps: int = 3, expected: Numbers | None = None) -> float:
+    """Run ``case`` on this rank; returns the largest relative difference from what is ``expected`` (the plain model in
+    one process by default), raises if it is beyond the promise."""
+    losses, gradients, parameters = run(case, steps)
+    expected = expected or reference(case, steps)
     worst = max(abs(a - b) / abs(b) for a, b in zip(losses, expected[0], strict=True))
     worst = max(worst, difference(gradients, expected[1]), difference(parameters, expected[2]))
     limit = 1e-10 if case.dtype == "fp64" else 1e-5

@@ -99,7 +99,7 @@ def _elementwise() -> Iterator[Example]:
     yield Example(aten.log_softmax.int, (normal(4, 8), 1), cuts="d0")
     yield Example(aten._softmax.default, (normal(4, 8), 1, False), cuts="d0")
     yield Example(aten.dropout.default, (normal(4, 8), 0.5, False), cuts="d0 d1", label="off")
-    yield Example(aten.dropout.default, (normal(4, 8), 0.5, True), label="on")
+    yield Example(aten.dropout.default, (normal(4, 8), 0.5, True), cuts="d0 d1", label="on")
     yield Example(aten.native_dropout.default, (normal(4, 8), 0.5, True))
 
 
@@ -190,7 +190,7 @@ def _products() -> Iterator[Example]:
     )
     yield Example(attention, (q, normal(1, 8, 6, 12), normal(4, 8, 6, 12)), label="shared-keys", cuts="d1 q")
     yield Example(attention, (normal(1, 8, 6, 12), k, v), label="shared-queries")
-    yield Example(attention, (q, k, v, None, 0.5), label="dropout")
+    yield Example(attention, (q, k, v, None, 0.5), cuts="d0 d1 q", label="dropout")
     target = whole(20, 8)
     yield Example(aten.cross_entropy_loss.default, (normal(8, 20), target), cuts="v")
     yield Example(

@@ -23,6 +23,8 @@ from autoplan.graph.ir import Block, Op
 from autoplan.graph.layout import REPLICATE, Layout
 from autoplan.graph.strategy import Strategy
 from autoplan.rewrite.local_graph import LocalBlock, local_call
+from autoplan.rewrite.random_calls import drawn_call_of
+from autoplan.rewrite.random_kernels import sample_draws
 
 _EXAMPLES = list(examples())
 _MODE = FakeTensorMode()
@@ -146,9 +148,18 @@ class Call:
         rest = iter(leaves)
         args, kwargs = fx.map_arg((self.node.args, self.node.kwargs), lambda n: next(rest))
         local = LocalBlock(self.block, {}, REPLICATE, degree, "")
-        function, args, kwargs = local_call(self.node, strategy, args, kwargs, local)
+        if self.op.random:
+            places = ((str(strategy.output), "", False),)
+            call = drawn_call_of(self.node, args, kwargs, _DRAWS, places)
+        else:
+            call = local_call(self.node, strategy, args, kwargs, local)
+        function, args, kwargs = call
         torch.manual_seed(0)
-        with patch("autoplan.rewrite.kernels.group_of", lambda name: Mock(rank=lambda: rank)):
+        group = Mock(rank=lambda: rank, size=lambda: degree)
+        with (
+            patch("autoplan.rewrite.kernels.group_of", lambda name: group),
+            patch("autoplan.rewrite.random_kernels.group_of", lambda name: group),
+        ):
             return pytree.tree_leaves(function(*args, **kwargs)), leaves
 
     def laid(self, source: fx.Node, layout: Layout) -> tuple[Layout, ...]:
@@ -225,6 +236,7 @@ def check(call: Call, strategy: Strategy, degree: int) -> None:
         _close(joined, expected[index], f"gradient of input {owner} of {said}")
 
 
+_DRAWS: Any = sample_draws(0, "test", 0, 2)
 _WHOLE = Strategy("R", (), REPLICATE, share=False)
 
 

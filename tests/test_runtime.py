@@ -162,35 +162,6 @@ def _call_pipeline() -> str:
     return str(caught.value)
 
 
-class _Dropping(torch.nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.a, self.b = torch.nn.Linear(8, 8), torch.nn.Linear(8, 8)
-        self.drop = torch.nn.Dropout(0.1)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.b(self.drop(self.a(x))).square().mean()
-
-
-def _plan_with_dropout(pin: dict[str, int], mode: bool) -> tuple[int, str]:
-    profile = Path(__file__).parent.parent / "hardware_profiles" / "cpu-gloo-4.toml"
-    try:
-        program = autoplan.parallelize(_Dropping().train(mode), torch.zeros(4, 8), cluster=profile, pin=pin)
-    except PlanError as error:
-        return 0, str(error)
-    return program.plan.tp, ""
-
-
-def test_active_dropout_keeps_tp_at_one(two: Ranks) -> None:
-    assert [tp for tp, _ in two(_plan_with_dropout, {}, True)] == [1, 1]
-    assert [tp for tp, _ in two(_plan_with_dropout, {"tp": 2}, False)] == [2, 2]
-    for _, message in two(_plan_with_dropout, {"tp": 2}, True):
-        assert message == (
-            "tp: got 2, expected 1, since drop: aten.dropout.default draws random numbers; "
-            "set the model's dropout to 0, or leave tp to the search"
-        )
-
-
 def _from_different_seeds(case: Case) -> float:
     """Each rank draws its own weights; the program must be that of rank 0's."""
     model, loss = make(case.model, case.dtype)

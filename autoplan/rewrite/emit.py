@@ -16,9 +16,11 @@ from autoplan.graph.ir import Block, ModelGraph
 from autoplan.graph.layout import Layout
 from autoplan.plan import Plan, Precision
 from autoplan.rewrite.emit_code import GROUP, Code, class_names, forward_code
-from autoplan.rewrite.emit_main import MAIN
+from autoplan.rewrite.emit_main import MAIN, main_text
 from autoplan.rewrite.link import linked
 from autoplan.rewrite.local_graph import LocalBlock, localise
+from autoplan.rewrite.random_calls import draw_in
+from autoplan.rewrite.random_kernels import sample_draws, unit_draws
 from autoplan.rewrite.unit_module import attach, local_parameter, put_on
 
 __all__ = ["emit_script"]
@@ -43,7 +45,8 @@ def emit_script(graph: ModelGraph, plan: Plan, build: str, title: str) -> str:
     weight = _free_code(graph, [graph.weight]) if graph.weight is not None else None
     codes = [*blocks.values(), free, *([weight] if weight else [])]
     calls = {call.__qualname__: call for code in codes for call in code.calls}
-    imports, definitions = linked([attach, local_parameter, *calls.values()])
+    drawing = [sample_draws, unit_draws] if graph.draws else []
+    imports, definitions = linked([attach, local_parameter, *calls.values(), *drawing])
     text = "\n".join([*imports, *definitions, *_IMPORTS, MAIN])
     names = class_names(blocks, ["Free", "Targets", *re.findall(r"\w+", text)])
     imports = sorted({*imports, *(line for code in codes for line in code.imports), *_IMPORTS})
@@ -60,7 +63,7 @@ def emit_script(graph: ModelGraph, plan: Plan, build: str, title: str) -> str:
         *([_free_class("Targets", weight, "How many targets of a micro-batch count.")] if weight else []),
         _chain(graph, plan, names, free_names, weight is not None),
         _banner("Training"),
-        MAIN.strip(),
+        main_text(graph.draws).strip(),
     ]
     script = "\n\n\n".join(part for part in parts if part) + "\n"
     _check_own_ops(script)
@@ -121,7 +124,7 @@ def _block_code(graph: ModelGraph, block: Block, plan: Plan) -> Code:
     losses = [op.name for op in block.ops if "cross_entropy_loss" in op.target]
     holds_loss = any(graph.loss in unit.results for unit in graph.units if unit.kind == block.kind)
     summed = losses[-1] if graph.weight is not None and holds_loss else None
-    if plan.tp > 1 or summed:
+    if plan.tp > 1 or summed or any(op.random for op in block.ops):
         made = localise(local, summed)
     else:
         made = torch.fx.Graph()
@@ -134,6 +137,7 @@ def _free_code(graph: ModelGraph, names: list[str]) -> Code:
     source = graph.free.graph
     nodes = {f"free.{node.name}": node for node in source.nodes}
     made = extract(source, [nodes[name] for name in names], [], keep=set(source.nodes))
+    draw_in(made)
     put_on(made, torch.device("cpu"))
     return forward_code(made)
 
@@ -144,6 +148,7 @@ def _class(graph: ModelGraph, kind: str, name: str, plan: Plan, code: Code) -> s
     units = [unit.name for unit in graph.units if unit.kind == kind]
     parameters = {relative: layouts.get(value, "R") for value, relative in block.parameters.items()}
     changed = {block.buffers[value] for value in block.updates}
+    draws = [f"    draws = {any(op.random for op in block.ops)}"] if graph.draws else []
     shown = ", ".join(units) if len(units) < 4 else f"{units[0]} to {units[-1]}, {len(units)} times"
     return "\n".join(
         [
@@ -153,6 +158,7 @@ def _class(graph: ModelGraph, kind: str, name: str, plan: Plan, code: Code) -> s
             f"    parameters_and_layouts = {_table(parameters)}",
             f"    buffer_names = {sorted(block.buffers.values())!r}",
             f"    changed_buffers = {sorted(changed)!r}",
+            *draws,
             "",
             code.text,
         ]

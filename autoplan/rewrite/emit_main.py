@@ -2,7 +2,16 @@
 
 from __future__ import annotations
 
-__all__ = ["MAIN"]
+__all__ = ["MAIN", "main_text"]
+
+_DRAWS = "  # draws"
+
+
+def main_text(draws: bool) -> str:
+    """The loop; ``draws``: for a model that draws random numbers."""
+    lines = MAIN.splitlines()
+    return "\n".join(line.removesuffix(_DRAWS) for line in lines if draws or not line.endswith(_DRAWS))
+
 
 MAIN = '''
 class Model(nn.Module):
@@ -45,6 +54,8 @@ class Model(nn.Module):
         for name, _, _, reads, writes, again in UNITS:
             unit = self.units[name.replace(".", "_")]
             inputs = [values[read] for read in reads]
+            if unit.draws:  # draws
+                inputs.append(unit_draws(batch["autoplan_draws"], name))  # draws
             results = checkpoint(unit, *inputs, use_reentrant=False) if again else unit(*inputs)
             values.update(zip(writes, results, strict=True))
         return values[LOSS].reshape(1) * scale.to(values[LOSS].dtype)
@@ -174,7 +185,11 @@ def main() -> None:
     optimizer = torch.optim.AdamW(model.parameters(), lr=args.lr)
     data_rank = int(os.environ.get("RANK", "0")) // TP
     for step, batch in zip(range(args.steps), batches(example, args.data), strict=False):
-        loss = train_step(model, optimizer, share_of(batch, data_rank))
+        mine = share_of(batch, data_rank)
+        rows = GLOBAL_BATCH // (DP * FSDP)  # draws
+        draws = sample_draws(torch.initial_seed(), f"step {step}", data_rank * rows, rows)  # draws
+        mine["autoplan_draws"] = draws.to(DEVICE)  # draws
+        loss = train_step(model, optimizer, mine)
         if int(os.environ.get("RANK", "0")) == 0:
             print(f"step {step}  loss {loss!r}", flush=True)
     if dist.is_initialized():

@@ -13,7 +13,7 @@ from autoplan.rewrite.move import group_of
 
 __all__ = [
     "KERNELS",
-    "operator",
+    "overload_of",
     "own_experts",
     "share_of_mean",
     "vocab_cross_entropy",
@@ -66,16 +66,16 @@ def own_experts(op: str, x: Tensor, w: Tensor, ends: Tensor, group: str) -> Tens
     place = torch.arange(x.shape[0], device=x.device)
     elsewhere = (place >= own_ends[-1]).unsqueeze(1)
     rolled = x[(place + start) % x.shape[0]].masked_fill(elsewhere, 0)
-    y = operator(op)(rolled, w, own_ends).masked_fill(elsewhere, 0)
+    y = overload_of(op)(rolled, w, own_ends).masked_fill(elsewhere, 0)
     return y[(place - start) % x.shape[0]]
 
 
 def share_of_mean(op: str, degree: int, *args: Any, **kwargs: Any) -> Tensor:
     """What this rank's elements add to a mean over all ranks' elements: their own mean, over the number of ranks."""
-    return operator(op)(*args, **kwargs) / degree
+    return overload_of(op)(*args, **kwargs) / degree
 
 
-def operator(name: str) -> Any:
+def overload_of(name: str) -> Any:
     """The overload that prints as ``name`` (``aten.mean.dim``)."""
     namespace, packet, overload = name.split(".")
     return getattr(getattr(getattr(torch.ops, namespace), packet), overload)

@@ -27,7 +27,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from autoplan.graph.layout import Layout
-from autoplan.rewrite.kernels import operator
+from autoplan.rewrite.kernels import overload_of
 from autoplan.rewrite.move import group_of, zigzag_order
 
 __all__ = [
@@ -192,7 +192,7 @@ def _piece(places: tuple[_Place, ...]) -> int:
 def drawn_call(op: str, draws: Tensor, key: int, *args: Any, **kwargs: Any) -> Any:
     """A call of ``op`` that draws from torch's generator."""
     with _seeded(draws, key, draws.device):
-        return operator(op)(*args, **kwargs)
+        return overload_of(op)(*args, **kwargs)
 
 
 @contextlib.contextmanager

@@ -9,6 +9,7 @@ from torch import fx
 
 from autoplan.graph.axes.spec import AxisSpec, Dims, along, plain, register, register_fallback, shape_of
 from autoplan.graph.gemms import argument, tensor_arguments
+from autoplan.graph.randomness import is_random
 
 _aten = torch.ops.aten
 
@@ -99,6 +100,12 @@ def _keeps_floating(node: fx.Node) -> bool:
 def dropout(node: fx.Node) -> AxisSpec | None:
     """Element-wise; each rank finds its own piece of one mask (``rewrite.random_kernels``)."""
     return AxisSpec(*broadcast_axes(node), linear=frozenset({0}))
+
+
+@register(_aten.native_dropout.default)
+def native_dropout(node: fx.Node) -> AxisSpec | None:
+    """The same, but an active one is kept whole: its mask is a result too."""
+    return None if is_random(node) else dropout(node)
 
 
 @register(

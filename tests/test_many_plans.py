@@ -1,0 +1,42 @@
+"""Models of every kind under plans that have every pair of decisions between them: the numbers of one process."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+
+import pytest
+from equality import Case, check, facts_of
+from plan_draws import FACTS, covering
+from ranks import Ranks
+
+_SOME = [
+    Case("hf-t5", pp=2, tp=2, seed=3, dtype="fp32", recompute="mixed", schedule="zbv", vpp=2, uneven=True),
+    Case("hf-vit", fsdp=2, zero=2, tp=2, seed=4, boundary="S(1)"),
+    Case("resnet-50", tp=2, pp=2, seed=5, num_micro_batches=1, micro_batch=2, schedule="gpipe"),
+    Case("hf-mixtral", cp=2, dp=2, cp_attention="ring", dtype="fp32"),
+    Case("dlrm", dp=2, tp=2, seed=6, micro_batch=2),
+]
+
+
+@pytest.mark.parametrize("case", _SOME, ids=str)
+def test_other_models(four: Ranks, case: Case) -> None:
+    four(check, case)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("model", FACTS)
+def test_what_draws_assume_of_a_model(model: str) -> None:
+    units, meets = facts_of(model)
+    assert (units, meets) == (FACTS[model][0], FACTS[model][2])
+
+
+@pytest.mark.slow
+def test_every_pair_of_decisions(pool: Callable[[int], Ranks]) -> None:
+    failed = []
+    for case in covering(random.Random(0), (1, 2, 4)):
+        try:
+            pool(case.world)(check, case)
+        except AssertionError as error:
+            failed.append(f"{case}\n{error}")
+    assert not failed, "\n\n".join(failed)
