@@ -18,6 +18,8 @@ DECISIONS = (
     "model", "pp", "schedule", "vpp", "dp", "fsdp", "zero", "tp", "cp", "cp_attention", "cp_order", "recompute",
     "micro_batch", "num_micro_batches", "boundary", "uneven", "dtype",
 )  # fmt: skip
+_ALONE = ("model", "cp_attention", "cp_order", "boundary", "uneven")
+"""Decisions of which each value is covered, but not with every other's."""
 
 # (units of the chain, ranks that may share a sequence, whether samples meet, whether float64 is so all through)
 FACTS = {
@@ -25,12 +27,12 @@ FACTS = {
     "llama": (6, 4, False, True),
     "moe": (4, 4, False, True),
     "hf-gpt2": (6, 4, False, True),
-    "hf-t5": (6, 1, False, False),
-    "hf-mixtral": (5, 4, False, False),
+    "hf-t5": (7, 1, False, False),
+    "hf-mixtral": (5, 4, True, False),
     "hf-vit": (6, 1, False, True),
     "dlrm": (1, 1, False, True),
-    "resnet-50": (6, 1, True, True),
-    "transformer-encoder": (5, 4, False, True),
+    "resnet-50": (7, 1, True, True),
+    "transformer-encoder": (5, 4, True, True),
 }
 
 
@@ -75,7 +77,8 @@ def _drawn(rng: random.Random, world: int, model: str) -> Case | None:
 
 
 def covering(rng: random.Random, worlds: tuple[int, ...], pool: int = 4000) -> list[Case]:
-    """Cases that have between them every pair of values of two decisions that any of ``pool`` random cases has."""
+    """Cases that have between them every pair of values of two decisions (but ``_ALONE``) that any of ``pool`` random
+    cases has, and every value of any."""
     cases = [draw(rng, worlds) for _ in range(pool)]
     pairs = [set(_pairs(case)) for case in cases]
     missing = set().union(*pairs)
@@ -88,5 +91,7 @@ def covering(rng: random.Random, worlds: tuple[int, ...], pool: int = 4000) -> l
 
 
 def _pairs(case: Case) -> Iterator[tuple[object, ...]]:
-    for one, other in itertools.combinations(DECISIONS, 2):
+    for one in DECISIONS:
+        yield one, getattr(case, one)
+    for one, other in itertools.combinations([name for name in DECISIONS if name not in _ALONE], 2):
         yield one, getattr(case, one), other, getattr(case, other)

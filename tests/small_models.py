@@ -10,8 +10,9 @@ from torch.nn import functional
 class Mixer(nn.Module):
     """Attention written by hand with einsum, over all tokens or within windows of ``window``."""
 
-    def __init__(self, width: int, heads: int, window: int | None) -> None:
+    def __init__(self, width: int, heads: int, window: int | None, drop: float = 0.0) -> None:
         super().__init__()
+        self.drop = drop
         self.heads = heads
         self.window = window
         self.norm = nn.LayerNorm(width)
@@ -25,16 +26,17 @@ class Mixer(nn.Module):
         q, k, v = (part.reshape(shape) for part in self.qkv(self.norm(x)).chunk(3, dim=-1))
         scores = torch.einsum("bqhd,bkhd->bhqk", q, k) * shape[-1] ** -0.5
         mixed = torch.einsum("bhqk,bkhd->bqhd", scores.softmax(-1), v)
-        return x + self.out(mixed.reshape(batch, tokens, width))
+        y = self.out(mixed.reshape(batch, tokens, width))
+        return x + (functional.dropout(y, self.drop, self.training) if self.drop else y)
 
 
 class Windows(nn.Module):
     """Every second layer looks at all tokens, the others at windows of four."""
 
-    def __init__(self) -> None:
+    def __init__(self, drop: float = 0.0) -> None:
         super().__init__()
         self.embed = nn.Embedding(128, 32)
-        self.layers = nn.ModuleList(Mixer(32, 4, None if i % 2 else 4) for i in range(6))
+        self.layers = nn.ModuleList(Mixer(32, 4, None if i % 2 else 4, drop) for i in range(6))
         self.head = nn.Linear(32, 128, bias=False)
         self.head.weight = self.embed.weight
 
@@ -49,3 +51,8 @@ def windows() -> tuple[nn.Module, dict[str, Tensor]]:
     """A factory, as ``autoplan graph tests/small_models.py:windows`` reads it."""
     tokens = torch.zeros(2, 16, dtype=torch.long)
     return Windows(), {"tokens": tokens, "targets": tokens}
+
+
+def dropping() -> tuple[nn.Module, dict[str, Tensor]]:
+    """The same with dropout."""
+    return Windows(0.2), windows()[1]

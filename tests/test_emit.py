@@ -15,7 +15,7 @@ import pytest
 import torch
 from equality import Case, plan_for
 from ranks import Ranks
-from small_models import windows
+from small_models import dropping, windows
 
 import autoplan
 from autoplan.cli.main import main
@@ -24,14 +24,15 @@ from autoplan.plan import Plan, Precision, write_plan
 
 HERE = Path(__file__).parent
 STEPS = 3
+FACTORIES = {"windows": windows, "dropping": dropping}
 CASES = [
-    Case(tp=2, seed=3, dtype="fp32", recompute="mixed", num_micro_batches=2),
-    Case(fsdp=2, zero=3, dtype="bf16", num_micro_batches=2),
+    Case("dropping", tp=2, seed=3, dtype="fp32", recompute="mixed", num_micro_batches=2),
+    Case("windows", fsdp=2, zero=3, dtype="bf16", num_micro_batches=2),
 ]
 
 
 def _plan(case: Case) -> Plan:
-    model, _ = windows()
+    model, _ = FACTORIES.get(case.model, windows)()
     tokens = torch.zeros(case.micro_batch, 16, dtype=torch.long)
     return plan_for(trace(model, {"tokens": tokens, "targets": tokens}, None, Precision(case.dtype)), case)
 
@@ -44,7 +45,7 @@ def _batches(samples: int) -> list[dict[str, torch.Tensor]]:
 
 def _losses(case: Case) -> list[str]:
     torch.manual_seed(0)
-    model, _ = windows()
+    model, _ = FACTORIES[case.model]()
     batches = _batches(case.global_batch)
     program = autoplan.parallelize(model, batches[0], plan=_plan(case), precision=case.dtype)
     return [repr(program.step(program.shard(batch)).item()) for batch in batches]
@@ -77,7 +78,8 @@ def test_a_script_gives_the_losses_of_the_program_bit_for_bit(two: Ranks, case: 
     plan, script, data = tmp_path / "plan.json", tmp_path / "train.py", tmp_path / "data.pt"
     write_plan(_plan(case), plan)
     torch.save(_batches(case.global_batch), data)
-    assert main(["emit", str(plan), "--model", f"{HERE}/small_models.py:windows", "--out", str(script)]) == 0
+    model = f"{HERE}/small_models.py:{case.model}"
+    assert main(["emit", str(plan), "--model", model, "--out", str(script)]) == 0
     text = script.read_text()
     imported = {
         name.split(".")[0]

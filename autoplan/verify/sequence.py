@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from autoplan.graph.ir import Gemm, OpKind, Saved, Window
 from autoplan.graph.layout import PARTIAL, REPLICATE, REPLICATE_STAR, Layout, shard
-from autoplan.graph.mesh_calls import OnMesh
+from autoplan.graph.mesh_calls import Drawn, OnMesh
 from autoplan.verify.unit import joins, passed
 from autoplan.verify.verdict import Finding, Illegal, Unfamiliar, Verdict
 from autoplan.verify.ways import Way, has_kernel, way_of
@@ -189,7 +189,7 @@ class _Check:
         in_turn = any(kind == "send_recv" for kind, *_ in sends)
         self._same(f"parts of the keys of {op.name}", here.pieces, self.degree if in_turn else 1)
         call = self.calls[op.name]
-        if isinstance(call, OnMesh):
+        if isinstance(call, OnMesh | Drawn):
             self._same(f"order of {op.name}", (call.degree, call.zigzag), (self.degree, self.zigzag))
         self._same(f"product of {op.name}", here.gemm, _piece_of(op.gemm, way, pieces))
         self._same(f"kept by {op.name}", here.saved, self._kept(op, way, inputs, pieces))
