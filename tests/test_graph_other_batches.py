@@ -57,6 +57,14 @@ def table(x: Tensor) -> Tensor:
     return x + torch.ones(64, 8, device=x.device)[torch.arange(len(x), device=x.device)][:, None]
 
 
+def put_back(x: Tensor) -> Tensor:
+    rows = x.reshape(-1, 8)
+    order = rows[:, 0].argsort()
+    back = torch.empty_like(order)
+    back[order] = torch.arange(len(order), device=x.device)
+    return rows[order].tanh()[back].view(x.shape)
+
+
 def sorted_and_put_back(x: Tensor) -> Tensor:
     """As Hugging Face's mixtures bring rows to their experts and back."""
     rows = x.reshape(-1, 8)
@@ -111,6 +119,8 @@ APART: dict[str, Forward] = {
     "flipped in time": lambda x: x + x.flip(1),
     "sorted, and put back": sorted_and_put_back,
     "dropout": lambda x: F.dropout(x, 0.1),
+    "one copy of all for each expert": lambda x: x.repeat(4, 1, 1).tanh().view(4, *x.shape).sum(0),
+    "rows of each expert put back": put_back,
 }
 
 

@@ -24,8 +24,9 @@ _NOT_THEIRS = Path(__file__).parent, Path(torch.__file__).parent
 _Places = dict[str, int | None]
 
 
-def meetings(graph: ModelGraph, means: list[fx.Node]) -> tuple[str, ...]:
-    """``module path: op at file:line`` for each op of the model in which samples meet, each once.
+def meetings(graph: ModelGraph, means: list[fx.Node]) -> tuple[tuple[str, ...], bool]:
+    """``module path: op at file:line`` for each op of the model in which samples meet, each once; and whether all is
+    sure. It is not where an op runs over a dim that may or may not hold samples, as far as its size tells.
 
     Samples also meet in a buffer that forward changes, as it does so once for the whole batch.
 
@@ -39,26 +40,29 @@ def meetings(graph: ModelGraph, means: list[fx.Node]) -> tuple[str, ...]:
     names = [f"batch.{node.target}" for node in graph.free.graph.nodes if node.op == "placeholder"]
     _, places = _follow(graph.free, [chain[name] for name in names], means, graph.micro_batch)
     chain |= {f"free.{name}": places[name] for name in graph.free.outputs}
-    seen: dict[tuple[str, tuple[int | None, ...]], tuple[list[str], _Places]] = {}
+    seen: dict[tuple[str, tuple[int | None, ...]], tuple[list[tuple[str, bool]], _Places]] = {}
     found: list[str] = []
+    sure = True
     for unit in graph.units:
         block = graph.kinds[unit.kind]
         given = tuple(chain[name] for name in unit.arguments)
         if (unit.kind, given) not in seen:
             seen[unit.kind, given] = _follow(block, list(given), means, graph.micro_batch)
-            found.extend(seen[unit.kind, given][0])
+            texts = seen[unit.kind, given][0]
+            found.extend(text for text, _ in texts)
+            sure &= all(known for _, known in texts)
         places = seen[unit.kind, given][1]
         chain |= {r: places[name] for r, name in zip(unit.results, block.outputs, strict=True)}
     for block in graph.kinds.values():
         found.extend(f"{block.path or block.kind}: changes {block.buffers[name]}" for name in block.updates)
-    return tuple(dict.fromkeys(found))
+    return tuple(dict.fromkeys(found)), sure
 
 
 def _follow(
     block: Block, given: list[int | None], means: list[fx.Node], samples: int
-) -> tuple[list[str], _Places]:
-    """The ops of ``block`` in which samples meet, and where the samples are in each of its values."""
-    found: list[str] = []
+) -> tuple[list[tuple[str, bool]], _Places]:
+    """The ops of ``block`` in which samples meet (is it sure?), and where the samples are in each of its values."""
+    found: list[tuple[str, bool]] = []
     places: dict[fx.Node, int | None] = {}
     waiting = iter(given)
     for node in block.graph.nodes:
@@ -70,7 +74,8 @@ def _follow(
             places[node], meet = _place(node, places, samples)
             if meet and node not in means and _is_differentiable(block, node):
                 path = next((op.module_path for op in block.ops if op.name == node.name), "")
-                found.append(f"{path or 'loss'}: {node.target}{_line(node)}")
+                sure = UNKNOWN not in (places[source] for source in node.all_input_nodes)
+                found.append((f"{path or 'loss'}: {node.target}{_line(node)}", sure))
     return found, {node.name: place for node, place in places.items()}
 
 
@@ -80,11 +85,16 @@ def _place(node: fx.Node, places: dict[fx.Node, int | None], samples: int) -> tu
     if all(place is None for place in held.values()):
         return None, False
     if UNKNOWN in held.values():
-        return UNKNOWN, runs_over(node, 0)
+        return UNKNOWN, runs_over(node, 0) and _outermost(node) % samples == 0
     try:
         return batch_dim(node, held, samples), False
     except SamplesMeet:
         return UNKNOWN, True
+
+
+def _outermost(node: fx.Node) -> int:
+    source = node.args[0]
+    return int(source.meta["val"].shape[0]) if isinstance(source, fx.Node) else 0
 
 
 def _is_differentiable(block: Block, node: fx.Node) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from collections import Counter
 from collections.abc import Callable
@@ -39,6 +40,8 @@ from autoplan.precision import Precision
 __all__ = ["flatten_batch", "trace"]
 
 Loss = Callable[[Any, Any], Tensor]
+_TELLING = 11
+"""So many samples that their dim is told from others by its size: seldom does another one divide by it."""
 
 
 @loops_as_operators()
@@ -94,11 +97,12 @@ def trace(
         run = functools.partial(_run_with, skeleton, tensors, spec, loss, dtype)
         reason = how_samples_meet(run, graph.micro_batch)
         graph.meetings = (reason,) if reason is not None else ()
-    elif graph.micro_batch == 1:  # one sample's dim is not always told from others of size 1
-        two = pytree.tree_map(lambda t: t.new_empty((2, *t.shape[1:]), device="meta"), batch)
-        graph.meetings = trace(
-            model, two, loss, precision, device=device, routing=routing, fold=fold
-        ).meetings
+    elif graph.micro_batch == 1 or not (builder.sure or graph.micro_batch == _TELLING):
+        more = pytree.tree_map(lambda t: t.new_empty((_TELLING, *t.shape[1:]), device="meta"), batch)
+        with contextlib.suppress(TraceError):  # it takes no such batch: what was found stands
+            graph.meetings = trace(
+                model, more, loss, precision, device=device, routing=routing, fold=fold
+            ).meetings
     return graph
 
 
@@ -246,6 +250,7 @@ class _Builder:
         self.analyse = analyse
         self.chain: Chain = cut_chain(outer.graph, torch.ops.autoplan.block.default)
         self.bands = {f"free.{name}": band for name, band in free_bands(self.chain.free).items()}
+        self.sure = True  # of the ops in which samples meet
         self.called: Counter[str] = Counter()
         self.flows: dict[Any, set[int]] = {}  # of each kind, the inputs that a gradient may flow into
         self.differentiable: set[str] = set()  # and the chain's values that it may flow into
@@ -285,7 +290,8 @@ class _Builder:
             shapes,
             unused=unused(own, units, kinds),
         )
-        graph.meetings = (*reasons, *meetings(graph, means))
+        found, self.sure = meetings(graph, means)
+        graph.meetings = (*reasons, *found)
         check_trainable(graph, self.model)
         graph.fingerprint = fingerprint(graph)
         return graph
