@@ -71,6 +71,7 @@ KINDS: tuple[Kind, ...] = (
         like="a100-80-sxm",
     ),
     Kind("a100-80-sxm-4-opa", ("a100-80-sxm-4-opa",), ("bfloat16", "memory"), like="a100-80-sxm"),
+    Kind("v100-32-sxm-4-opa", ("V100-SXM-32GB", "V100-SXM-16GB"), ("bfloat16", "memory")),
     Kind(
         "a100-40-sxm",
         ("A100-SXM-40GB",),

@@ -19,7 +19,6 @@ UNFITTED = {
     "megatron_lm_golden",
     "maxtext",
     "misc_frameworks",
-    "bigscience_v100",
     "sc21_zero3",
     "dgxc_benchmarking_h100_hybrid",
     "megatron_bridge_b200_hybrid",
@@ -53,8 +52,11 @@ class Run:
 
     @property
     def evidence(self) -> bool:
-        """Whether figures may be fitted on it at all."""
-        return self.part not in UNFITTED and "untuned" not in self.row.get("notes", "")
+        """Whether figures may be fitted on it at all: not where the shape of attention's products is unknown, nor
+        where DeepSpeed's ZeRO-3 waits for its own bookkeeping, which the model does not price."""
+        deepspeed = "DeepSpeed" in self.row.get("framework", "") and self.row.get("zero_stage") == "3"
+        usual = self.part not in UNFITTED and "untuned" not in self.row.get("notes", "")
+        return usual and bool(self.row.get("heads")) and not deepspeed
 
     @property
     def group(self) -> tuple[str, ...]:

@@ -105,8 +105,21 @@ def read_row(
     if precision != setup.precision:
         read.assume("precision", precision, f"{profile.device.name} has no {setup.precision}")
         setup = replace(setup, precision=precision)
-    memory_of = "device" if read.noted("nvidia-smi") else "last" if read.noted("LAST rank") else "tensors"
+    memory_of = _memory_of(read, setup)
     return ReadRow(shape, setup, name, tuple(read.assumed), memory_of)
+
+
+def _memory_of(read: Fields, setup: RowSetup) -> str:
+    """What ``mem_gb`` counts: as noted; else Megatron's tests log the last rank's tensors, runs of older programs
+    were watched by nvidia-smi, and later ones log the tensors of the fullest rank."""
+    if read.noted("nvidia-smi"):
+        return "device"
+    if read.noted("LAST rank") or "functional test" in read.text("task").lower():
+        return "last"
+    if read.noted("max_(memory_)?allocated") or not setup.software.watched:
+        return "tensors"
+    read.assume("mem_gb", "all that the device holds", "as nvidia-smi shows it")
+    return "device"
 
 
 def price_rows(rows: Sequence[Mapping[str, Any]], cluster: str | None = None) -> list[PricedRow]:

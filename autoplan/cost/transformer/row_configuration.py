@@ -75,7 +75,7 @@ def row_setup(fields: Fields, shape: Transformer, gpu: str, *, coherent: bool = 
         fields.assume("recompute", recompute.name.lower())
     flash = fields.flag("flash_attention")
     if flash is None:
-        flash = not old
+        flash = not (old or fields.noted("transformer-impl=local"))
         fields.assume("flash_attention", int(flash))
     micro_batch, micro_batches = _batch(fields, dp, pp)
     configuration = Configuration(
@@ -162,7 +162,8 @@ def _software(fields: Fields, gpu: str, precision: str) -> Software:
     """The program by the ``framework`` column; without it, by what goes with the device and precision."""
     text = fields.text("framework").lower()
     flash = fields.flag("flash_attention")
-    plain = fields.noted(r"no comm overlap|transformer-impl=")
+    test = "functional test" in fields.text("task").lower()
+    plain = test or fields.noted(r"no comm overlap|transformer-impl=") is not None
     name = next((name for pattern, name in _PROGRAMS if re.search(pattern, text)), None)
     if name is None:
         sharded = "fsdp" in fields.text("zero_stage").lower()
@@ -172,7 +173,7 @@ def _software(fields: Fields, gpu: str, precision: str) -> Software:
             fields.assume("framework", name)
     if name == "megatron-deepspeed" and flash:
         name = "megatron-core"
-    if plain and (name == "megatron-core" or precision == "bf16"):
+    if plain and name in ("megatron", "megatron-core"):
         name = "megatron-core-plain"
     found = SOFTWARE[name]
     if re.search(r"composer|llm-foundry", text):  # a loss of 16 bits; metrics go over the logits once more

@@ -37,6 +37,9 @@ class Software:
             kernel, 16 bits and their gradient; in old programs also 32 bits of a copy and of exponentials.
         main_gradients: gradients add up in 32 bit.
         partition_gradients: ZeRO copies its share of the gradients to 32 bit before the step (DeepSpeed).
+        watched: it logs no memory of its own: what is reported is what nvidia-smi shows.
+        gather_share: of the bandwidth of collectives, what ZeRO-3 reaches that gathers tensor by tensor into lists
+            of shards and copies them out (DeepSpeed until 2022; 0.1 to 0.3 in SC21's and BigScience's runs).
         live_parameters: elements that ZeRO-3 keeps gathered at most, unless one matrix is larger
             (DeepSpeed's ``stage3_max_live_parameters``); otherwise two layers are.
     """
@@ -58,6 +61,8 @@ class Software:
     logit_bytes: int = 6
     main_gradients: bool = True
     partition_gradients: bool = False
+    watched: bool = False
+    gather_share: float = 1.0
     live_parameters: float = float("inf")
 
 
@@ -65,7 +70,7 @@ SOFTWARE: dict[str, Software] = {
     s.name: s
     for s in (
         # Megatron-LM as of SC21: 1F1B with synchronous sends, one all-reduce of 32-bit gradients at the end.
-        Software("megatron", dropout=True, gradient_bytes=4, logit_bytes=14),
+        Software("megatron", dropout=True, gradient_bytes=4, logit_bytes=14, watched=True),
         # Megatron-DeepSpeed: the same layers; gradients stay in 16 bit with fp16.
         Software(
             "megatron-deepspeed",
@@ -73,6 +78,8 @@ SOFTWARE: dict[str, Software] = {
             logit_bytes=14,
             main_gradients=False,
             partition_gradients=True,
+            watched=True,
+            gather_share=0.18,
             live_parameters=1e9,
         ),
         # Megatron-Core, NeMo and Megatron-Bridge recipes: everything overlaps, whole layers are graphs,

@@ -62,8 +62,8 @@ def with_sharded_state(
     sharded = _in_layers(c, software)
     if not np.any(sharded):
         return layer
-    gather = gather_s(dense, experts, c, formats.parameter_bytes, cluster)
-    scatter = scatter_s(dense, experts, c, software.gradient_bytes, cluster)
+    gather = gather_s(dense, experts, c, formats.parameter_bytes, cluster) / software.gather_share
+    scatter = scatter_s(dense, experts, c, software.gradient_bytes, cluster) / software.gather_share
     scatter = np.where(c.frozen, 0.0, scatter)
     overlap = cluster.overlap if software.overlap_dp else 0.0
     forward = exposed_s(gather, layer.forward_s * (overlap > 0), overlap)

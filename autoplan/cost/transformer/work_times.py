@@ -28,6 +28,14 @@ COLLECTIVE_OPS = 2.0
 EXPERT_WIDTH = 900.0
 """Width of an expert at which its products reach half the rate of one product with as many tiles (fitted)."""
 
+ALIGNED = 8
+"""Elements of 16 bits in 16 bytes, the boundaries that loads of the matrix units need."""
+
+UNALIGNED_CORE = 0.12
+"""Rate of the products of unfused attention where heads are no multiple of ``ALIGNED``, over that where they are:
+batched kernels then leave the matrix units (Anthony et al., 2024, arXiv:2401.14489, section VI; fitted to BLOOM's
+runs with heads of 108 and 150, which reach 10 to 15 of an A100's 312 TFLOP/s there)."""
+
 MEMORY_KERNELS = (8.0, 10.0)
 """Memory-bound kernels of a layer forward and backward, each with its launch."""
 
@@ -149,8 +157,15 @@ def _product_s(product: Product, dtype: str, cluster: Cluster) -> tuple[Any, Any
     there = np.asarray(product.n > 0) & np.asarray(product.k > 0)
     time_s = cluster.device.gemm_time_s
     sizes = ((b, m, n, k), (b, m, k, n), (b, k, n, m))
+    if cluster.device.compute_units and product.core:
+        there = there / np.where(_ragged(n) | _ragged(k), UNALIGNED_CORE, 1.0)
     forward_s, input_s, other_s = (there * time_s(size, dtype) for size in sizes)
     return forward_s, input_s, other_s
+
+
+def _ragged(elements: Any) -> Any:
+    """Whether rows of so many elements start off the boundaries of ``ALIGNED``."""
+    return np.asarray(elements) % ALIGNED > 0
 
 
 def _grouped_rate(product: Product) -> Any:
