@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from autoplan.cli.main import main
-from autoplan.cost.transformer.price_rows import PREDICTED, price_rows
+from autoplan.cost.transformer.price_rows import PREDICTED, price_rows, read_row
 
 ONE = ["estimate", "llama3-70b", "--cluster", "h100-sxm", "--nodes", "8", "--tp", "8", "--global-batch", "64"]
 
@@ -207,6 +208,52 @@ def test_a_table_keeps_its_columns_and_gains_the_predicted(tmp_path: Path) -> No
     )
     assert rows[1]["pred_step_time_s"] == "" and "TPU-v4" in rows[1]["pred_error"]
     assert "gpu" in rows[2]["pred_error"]
+
+
+@pytest.mark.parametrize(
+    ("delimiter", "encoding", "style"),
+    [
+        (",", "utf-8-sig", str.upper),
+        ("\t", "utf-16", str.title),
+        (";", "latin-1", lambda name: f" {name.replace('_', ' ')} "),
+        ("|", "utf-8", lambda name: name.replace("_", "-")),
+    ],
+)
+def test_tables_of_other_programs_are_read(
+    tmp_path: Path, delimiter: str, encoding: str, style: Callable[[str], str]
+) -> None:
+    """Other delimiters, encodings and headers, numbers as 4.096e3, and a note beyond the csv module's limit."""
+    source, out = tmp_path / "runs.csv", tmp_path / "priced.csv"
+    row = {**ROW, "hidden": "4.096e3", "gpus": "8.0", "notes": "é" * 150_000}
+    with source.open("w", newline="", encoding=encoding) as file:
+        writer = csv.writer(file, delimiter=delimiter)
+        writer.writerows([[style(name) for name in row], list(row.values())])
+    assert main(["estimate", "--table", str(source), "--out", str(out)]) == 0
+    header, cells = list(csv.reader(io.StringIO(out.read_text(encoding="utf-8").replace("é", ""))))
+    assert header == [*map(style, row), *PREDICTED]
+    (plain,) = price_rows([ROW])
+    assert cells[header.index("pred_step_time_s")] == plain.columns()["pred_step_time_s"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "counts"),
+    [
+        ({}, "tensors"),
+        ({"notes": "read from nvidia-smi"}, "device"),
+        ({"notes": "allocated on the LAST rank"}, "last"),
+        ({"task": "pretrain (CI functional test)"}, "last"),
+        ({"framework": "Megatron-DeepSpeed", "flash_attention": "0"}, "device"),
+        (
+            {"framework": "Megatron-DeepSpeed", "flash_attention": "0", "notes": "max_memory_allocated"},
+            "tensors",
+        ),
+    ],
+)
+def test_memory_is_what_the_program_reports(changes: dict[str, str], counts: str) -> None:
+    read = read_row({**ROW, **changes})
+    assert read.memory_of == counts
+    assumed = any(word.startswith("mem_gb=") for word in read.assumed)
+    assert assumed == (counts == "device" and "nvidia" not in changes.get("notes", ""))
 
 
 def test_blanks_are_the_usual_choice_and_said_so() -> None:

@@ -16,7 +16,7 @@ _CLOSEST: tuple[tuple[str, str], ...] = (
     (r"gb200", "gb200-nvl72"),
     (r"b300", "b300-sxm"),
     (r"b200|b100", "b200-sxm"),
-    (r"h200|h20\b", "h200-sxm"),
+    (r"h200", "h200-sxm"),
     (r"h100|h800|gh200", "h100-sxm"),
     (r"a100.*pcie", "a100-80-pcie"),
     (r"a100.*40", "a100-40-sxm"),

@@ -103,15 +103,29 @@ def row_setup(fields: Fields, shape: Transformer, gpu: str, *, coherent: bool = 
         tp * pp * cp * dp,
         precision,
         software,
-        _alternatives(fields, shape, recompute, degrees, coherent=coherent),
+        _alternatives(
+            fields,
+            shape,
+            recompute,
+            degrees,
+            coherent=coherent,
+            offloads=zero == 3 and software.partition_gradients,
+        ),
     )
 
 
 def _alternatives(
-    fields: Fields, shape: Transformer, recompute: Recompute, degrees: Mapping[str, int], *, coherent: bool
+    fields: Fields,
+    shape: Transformer,
+    recompute: Recompute,
+    degrees: Mapping[str, int],
+    *,
+    coherent: bool,
+    offloads: bool,
 ) -> tuple[dict[str, str], ...]:
     """For blanks, in the order of what they cost: smaller micro-batches, more recomputation (after activations
-    of half and of all layers on a host that is near), and with no degree stated more tensor ranks of a node."""
+    of half and of all layers on a host that is near), with ZeRO-3 of a program that ``offloads`` what the host
+    can keep, and with no degree stated more tensor ranks of a node."""
     smaller = [{"micro_batch": "1"}] if not fields.text("micro_batch") else []
     again: list[dict[str, str]] = []
     if not fields.text("recompute"):
@@ -119,6 +133,10 @@ def _alternatives(
         if coherent and fields.number("offload_layers") is None:
             layers = int(shape.layers)
             again[-1:-1] = [{"offload_layers": str(n)} for n in (-(-layers // 2), layers)]
+    unsaid = fields.number("offload_layers") is None and fields.flag("offload_optimizer") is None
+    if offloads and unsaid and not fields.noted("offload"):
+        everything = {"offload_optimizer": "1", "offload_layers": str(int(shape.layers))}
+        again += [{"offload_optimizer": "1"}, everything]
     tensor: list[dict[str, str]] = []
     if not any(fields.text(name) for name in ("tp", "dp")):
         room, heads = degrees["dp"], int(shape.heads)
@@ -178,6 +196,8 @@ def _software(fields: Fields, gpu: str, precision: str) -> Software:
     found = SOFTWARE[name]
     if re.search(r"composer|llm-foundry", text):  # a loss of 16 bits; metrics go over the logits once more
         found = replace(found, logit_bytes=4)
+    if re.search(r"hf trainer|transformers|hugging", text):  # logits, shifted, and their log-softmax
+        found = replace(found, logit_bytes=6)
     if re.search(r"megatron-(lm|core)", text) and precision != "fp16" and "nemo" not in text:
         found = replace(found, main_gradients=True, logit_bytes=max(found.logit_bytes, 6))  # its defaults
     return replace(

@@ -10,7 +10,7 @@ from typing import Any
 from autoplan.cost.transformer.configuration import Recompute
 from autoplan.errors import InputError
 
-__all__ = ["Fields", "precision_name", "recompute_of", "zero_of"]
+__all__ = ["Fields", "column_name", "precision_name", "recompute_of", "zero_of"]
 
 LARGEST = 1e9  # no dimension, degree or batch is above; keeps products of them finite
 
@@ -23,7 +23,9 @@ class Fields:
 
     def __init__(self, row: Mapping[str, Any], chosen: Mapping[str, str] | None = None) -> None:
         self._row = {
-            k.strip(): ("" if v is None else str(v)).strip() for k, v in row.items() if isinstance(k, str)
+            column_name(k): ("" if v is None else str(v)).strip()
+            for k, v in row.items()
+            if isinstance(k, str)
         }
         self.assumed: list[str] = []
         for name, value in (chosen or {}).items():
@@ -43,7 +45,9 @@ class Fields:
         except ValueError:
             value = math.nan
         if not (math.isfinite(value) and least <= value <= LARGEST):
-            raise InputError(name, self.text(name), f"a number of at least {least:g}", f"correct {name}")
+            raise InputError(
+                name, self.text(name), f"a number from {least:g} to {LARGEST:g}", f"correct {name}"
+            )
         return value
 
     def count(self, name: str, *, least: int = 1) -> int | None:
@@ -81,6 +85,11 @@ class Fields:
     def noted(self, pattern: str) -> re.Match[str] | None:
         """A match in the notes, whatever the case."""
         return re.search(pattern, self.text("notes"), re.IGNORECASE)
+
+
+def column_name(text: str) -> str:
+    """A column however its header is written: ``Seq Len`` and ``SEQ-LEN`` are ``seq_len``."""
+    return re.sub(r"[\s-]+", "_", text.strip().lower())
 
 
 def precision_name(text: str) -> str | None:

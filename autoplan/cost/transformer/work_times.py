@@ -31,7 +31,7 @@ EXPERT_WIDTH = 900.0
 ALIGNED = 8
 """Elements of 16 bits in 16 bytes, the boundaries that loads of the matrix units need."""
 
-UNALIGNED_CORE = 0.12
+UNALIGNED_CORE = 0.09
 """Rate of the products of unfused attention where heads are no multiple of ``ALIGNED``, over that where they are:
 batched kernels then leave the matrix units (Anthony et al., 2024, arXiv:2401.14489, section VI; fitted to BLOOM's
 runs with heads of 108 and 150, which reach 10 to 15 of an A100's 312 TFLOP/s there)."""
