@@ -45,9 +45,10 @@ the rows' notes say what was read; golden rows without a GPU count are left out.
 
 Where the errors are largest, and what we think is missing (explanations, not measurements):
 
-- bigscience_bloom: 10 to 20 % too slow at tp 1 and 2, as much too fast at tp 8 with one sample a micro-batch: every
-  op waited for the one before it (CUDA_LAUNCH_BLOCKING), which costs small ops most. Rows of 14,400 hidden values
-  without a number of heads: those of that width that state it have unaligned heads, which is not assumed here.
+- bigscience_bloom: 10 to 20 % too slow at tp 1 and 2, as much too fast at tp 8 with one sample a micro-batch. Adding
+  the host's time to the device's, as if every op waited for the one before it, explains a tenth of that. Rows of
+  14,400 hidden values without a number of heads: those of that width that state it have unaligned heads, which is
+  not assumed here.
 - bigscience_v100: a network shared with other jobs (the source warns of 40 % either way); tp 2 took twice as long as
   tp 1 on the same GPUs.
 - DeepSpeed's ZeRO-3 of 2021 (sc21_zero3, bigscience_v100): one share of the bandwidth stands for its gathering tensor
