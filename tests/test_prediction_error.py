@@ -26,7 +26,10 @@ def report() -> dict[str, Any]:
 
         runs = read_runs()
         pairs = list(zip(runs, price_rows([run.row for run in runs]), strict=True))
+        plain = [run for run in runs if run.mem_gb]
+        bare = price_rows([{**run.row, "notes": ""} for run in plain])
         return {
+            "memory_without_notes": prediction_error.memory_errors(list(zip(plain, bare, strict=True))),
             "time": prediction_error.time_errors(pairs),
             "memory": prediction_error.memory_errors(pairs),
             "fits": prediction_error.confusion(pairs),
@@ -52,6 +55,9 @@ def report() -> dict[str, Any]:
         ("megatron_bridge_gb200", 0.10),
         ("megatron_bridge_gb300", 0.09),
         ("simumax_b200", 0.06),
+        ("bigscience_bloom", 0.08),
+        ("bigscience_v100", 0.18),
+        ("sc21_zero3", 0.12),
         ("dgxc_benchmarking_h100_hybrid", 0.10),
     ],
 )
@@ -60,16 +66,27 @@ def test_step_times_are_near_published_ones(report: dict[str, Any], study: str, 
 
 
 @pytest.mark.parametrize(
-    ("study", "median"), [("simumax_b200", 0.02), ("bigscience_bloom", 0.08), ("megatron_lm_golden", 0.08)]
+    ("study", "median"),
+    [
+        ("simumax_b200", 0.02),
+        ("bigscience_bloom", 0.08),
+        ("megatron_lm_golden", 0.08),
+        ("bigscience_v100", 0.15),
+    ],
 )
 def test_memory_is_near_published_figures(report: dict[str, Any], study: str, median: float) -> None:
     assert report["memory"][study]["median"] <= median
 
 
+def test_memory_needs_no_notes(report: dict[str, Any]) -> None:
+    assert report["memory_without_notes"]["bigscience_bloom"]["median"] <= 0.08
+    assert report["memory_without_notes"]["megatron_lm_golden"]["median"] <= 0.08
+
+
 def test_runs_out_of_memory_are_told_from_those_that_ran(report: dict[str, Any]) -> None:
     fits = report["fits"]
     assert fits["out_of_memory_fits"] <= 4
-    assert fits["ran_does_not_fit"] <= 12
+    assert fits["ran_does_not_fit"] <= 4
     assert not [line for line in fits["exceptions"] if line.startswith(("simumax", "korthikanti", "vtrain"))]
 
 
