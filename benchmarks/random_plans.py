@@ -23,7 +23,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
 
-from equality import Case, check, reference, run
+from equality import Case, check, reference, run, traced
 from plan_draws import DECISIONS, draw
 from ranks import Ranks
 from surroundings import surroundings, write_results
@@ -41,13 +41,13 @@ CURVES = (
 
 
 class Pools:
-    """Ranks, started when they are first needed."""
+    """Ranks, started when they are first needed; they have the graphs that this process has traced."""
 
     def __init__(self) -> None:
         self.made: dict[int, Ranks] = {}
 
     def __call__(self, size: int) -> Ranks:
-        return self.made.setdefault(size, Ranks(size))
+        return self.made.setdefault(size, Ranks(size, "fork"))
 
     def close(self) -> None:
         for ranks in self.made.values():
@@ -64,7 +64,12 @@ def tried(case: Case, pools: Pools) -> tuple[str, float]:
 
 def sample(seed: int, worlds: tuple[int, ...], plans: int, minutes: float) -> dict[str, Any]:
     """Random plans until ``plans`` are done or the time is up."""
-    rng, pools, start = random.Random(seed), Pools(), time.monotonic()
+    rng, pools = random.Random(seed), Pools()
+    for one in {
+        (c.model, c.dtype, c.micro_batch): c for c in (draw(rng, worlds) for _ in range(500))
+    }.values():
+        traced(one)
+    start = time.monotonic()
     taken: dict[str, Counter[str]] = {name: Counter() for name in (*DECISIONS, "ranks")}
     wrong, worst, count = [], Counter[str](), 0
     while count < plans and time.monotonic() - start < 60 * minutes:

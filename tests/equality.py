@@ -129,8 +129,8 @@ def make(name: str, dtype: str) -> tuple[nn.Module, Any]:
 
 def optimizer_for(dtype: str) -> Any:
     """AdamW. It divides each gradient by its own size, so where the true gradient is zero (a key's bias) it
-    steps along rounding noise; in float32 an eps above that noise makes the comparison mean something."""
-    return lambda parameters: torch.optim.AdamW(parameters, lr=1e-3, eps=1e-8 if dtype == "fp64" else 1e-4)
+    steps along rounding noise; an eps above that noise makes the comparison mean something."""
+    return lambda parameters: torch.optim.AdamW(parameters, lr=1e-3, eps=1e-6 if dtype == "fp64" else 1e-4)
 
 
 def make_batch(name: str, samples: int, step: int, dtype: str = "fp32") -> dict[str, Tensor]:
@@ -250,7 +250,7 @@ def reference(case: Case, steps: int = 3) -> tuple[list[float], dict[str, Tensor
     return _reference(case.model, case.dtype, case.global_batch, steps)
 
 
-@functools.lru_cache(maxsize=16)
+@functools.lru_cache(maxsize=64)
 def _reference(
     model_name: str, dtype: str, global_batch: int, steps: int
 ) -> tuple[list[float], dict[str, Tensor], dict[str, Tensor]]:
@@ -270,10 +270,15 @@ def _reference(
     return losses, gradients, {n: p.detach().clone() for n, p in model.named_parameters()}
 
 
-@functools.lru_cache(maxsize=16)
+@functools.lru_cache(maxsize=64)
 def _graph(model_name: str, dtype: str, micro_batch: int) -> ModelGraph:
     model, loss = make(model_name, dtype)
     return trace(model, make_batch(model_name, micro_batch, 0, dtype), loss, Precision(dtype))
+
+
+def traced(case: Case) -> ModelGraph:
+    """The graph of a case's model, traced once in a process."""
+    return _graph(case.model, case.dtype, case.micro_batch)
 
 
 def facts_of(model_name: str) -> tuple[int, bool]:
@@ -329,9 +334,9 @@ def check(case: Case, steps: int = 3, expected: Numbers | None = None) -> float:
 
 
 def difference(got: dict[str, Tensor], expected: dict[str, Tensor]) -> float:
-    """Largest relative difference over tensors, each relative to its own largest value."""
+    """Largest relative difference over tensors, each relative to its own largest value, or to a thousandth of the
+    largest of all: a gradient may be zero but for rounding (a key's bias)."""
     assert set(got) >= set(expected), f"missing: {sorted(set(expected) - set(got))}"
-    found = {
-        n: (got[n] - e).abs().max().item() / max(e.abs().max().item(), 1e-30) for n, e in expected.items()
-    }
-    return max(found.values())
+    sizes = {n: e.abs().max().item() for n, e in expected.items()}
+    least = max(max(sizes.values()) * 1e-3, 1e-30)
+    return max((got[n] - e).abs().max().item() / max(sizes[n], least) for n, e in expected.items())

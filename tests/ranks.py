@@ -20,13 +20,14 @@ _GRACE_S = 20
 class Ranks:
     """``ranks(function, *args)`` runs ``function(*args)`` on every rank and returns what each rank returned."""
 
-    def __init__(self, size: int) -> None:
-        self.size = size
+    def __init__(self, size: int, start: str = "spawn") -> None:
+        """``start``: how processes start; those that ``fork`` have all that this one has worked out."""
+        self.size, self.start = size, start
         self.pipes: list[Connection] = []
         self.processes: list[Any] = []
 
     def _start(self) -> None:
-        context = mp.get_context("spawn")
+        context = mp.get_context(self.start)
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             port = probe.getsockname()[1]
