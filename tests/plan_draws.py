@@ -79,12 +79,12 @@ def _drawn(rng: random.Random, world: int, model: str) -> Case | None:
 def covering(rng: random.Random, worlds: tuple[int, ...], pool: int = 4000) -> list[Case]:
     """Cases that have between them every pair of values of two decisions (but ``_ALONE``) that any of ``pool`` random
     cases has, and every value of any."""
-    cases = [draw(rng, worlds) for _ in range(pool)]
+    cases = [case for case in (draw(rng, worlds) for _ in range(pool)) if case.num_micro_batches in (1, 2, 4)]
     pairs = [set(_pairs(case)) for case in cases]
     missing = set().union(*pairs)
     found = []
     while missing:
-        best = max(range(pool), key=lambda index: len(pairs[index] & missing))
+        best = max(range(len(cases)), key=lambda index: len(pairs[index] & missing))
         found.append(cases[best])
         missing -= pairs[best]
     return found
