@@ -15,15 +15,18 @@ from unittest.mock import patch
 import torch
 import torch.nn.functional as F
 from many_models import MANY
+from msgspec.structs import replace
 from torch import Tensor, nn
 
 import autoplan
+from autoplan.cost.storages import storages_of
 from autoplan.graph.axes import sequence_strategies, strategies, value_layouts
 from autoplan.graph.cut import cut_graph
 from autoplan.graph.ir import Block, ModelGraph
-from autoplan.graph.layout import Layout
+from autoplan.graph.layout import REPLICATE, Layout
 from autoplan.graph.sources.builtin import build_decoder
 from autoplan.graph.sources.sizes import DecoderConfig
+from autoplan.graph.strategy import Strategy
 from autoplan.graph.trace import trace
 from autoplan.hardware import Cluster
 from autoplan.plan import Plan, Precision, Schedule, StagePlan
@@ -156,7 +159,9 @@ class Case:
 
     ``cp_attention`` takes on cp what the search would, with attention cut by ``rows`` of queries, the same in a
     ``ring``, or by ``heads``; ``cp_order``: in which order, as the search would if it is empty. ``uneven`` draws where
-    stages end.
+    stages end. ``policy``, of
+    every second unit beside ``recompute``: ``random`` recomputes and offloads ops and changes of layout drawn by lot,
+    ``offload`` all that can be, ``again`` all that can run again.
     """
 
     model: str = "gpt"
@@ -169,6 +174,7 @@ class Case:
     micro_batch: int = 1
     num_micro_batches: int = 2
     recompute: str = "none"
+    policy: str = ""
     dtype: str = "fp64"
     boundary: str = "R"
     cp_boundary: str = "S(1)"
@@ -207,6 +213,31 @@ def searched_cp_layouts(graph: ModelGraph, case: Case) -> SequenceChoice:
     raise AssertionError(f"the search has no way to cut attention by {case.cp_attention}")
 
 
+def drawn_policy(block: Block, case: Case, layouts: dict[str, str], rng: random.Random) -> dict[str, str]:
+    """A policy for every step of a unit that may have one."""
+    degree, chosen = case.tp, {op.name: layouts.get(op.name, "R") for op in block.ops}
+    ways = {
+        op.name: next(s for s in strategies(block, op, degree) if s.name == chosen[op.name])
+        if degree > 1
+        else Strategy("R", (REPLICATE,) * len(op.inputs), REPLICATE, share=False)
+        for op in block.ops
+    }
+    stored = {name: Layout.parse(layouts.get(name, "R")) for name in block.parameters}
+    found = storages_of(
+        block, ways, stored, Layout.parse(case.boundary), degree, Cluster.of("h100-sxm", gpus=8)
+    )
+    policy = {}
+    for name, step in found.steps.items():
+        actions = ["offload", "recompute"] if step.again else ["offload"]
+        wanted = {"offload": ["offload"], "again": ["recompute"]}.get(case.policy)
+        action = rng.choice([*actions, ""]) if wanted is None else wanted[0]
+        if action in actions:
+            policy[name] = action
+    if case.policy != "again":
+        policy |= dict.fromkeys(rng.sample(sorted(found.inputs), len(found.inputs) // 2), "offload")
+    return policy
+
+
 def plan_for(graph: ModelGraph, case: Case) -> Plan:
     rng = random.Random(case.seed)
     layouts, cp_layouts, order = {}, {}, case.cp_order or "plain"
@@ -235,13 +266,30 @@ def plan_for(graph: ModelGraph, case: Case) -> Plan:
         units = tuple(names[start:stop])
         inner = [u for u in units if u not in ("prologue", "epilogue")]
         again = {"none": [], "full": inner, "mixed": inner[::2]}[case.recompute]
-        stages.append(StagePlan(units=units, recompute=tuple(again)))
+        other = [u for u in units if u not in again][:: 2 if case.policy == "random" else 1]
+        stages.append(
+            StagePlan(
+                units=units,
+                recompute=tuple(again),
+                policies=dict.fromkeys(other, "drawn") if case.policy else {},
+            )
+        )
+    policies = {}
+    if case.policy:
+        drawn = {k: drawn_policy(b, case, layouts.get(k, {}), rng) for k, b in sorted(graph.kinds.items())}
+        policies = {kind: {"drawn": policy} for kind, policy in drawn.items() if policy}
+        kinds = {unit.name: unit.kind for unit in graph.units}
+        stages = [
+            replace(stage, policies={u: n for u, n in stage.policies.items() if kinds[u] in policies})
+            for stage in stages
+        ]
     return Plan(
         model=graph.name, fingerprint=graph.fingerprint, global_batch=case.global_batch, precision=Precision(case.dtype),
         pp=case.pp, dp=case.dp, fsdp=case.fsdp, cp=case.cp, tp=case.tp, micro_batch=case.micro_batch,
         num_micro_batches=case.num_micro_batches, zero=case.zero, stages=tuple(stages),
         boundary=str(Layout.parse(case.boundary)), layouts=layouts, vpp=case.vpp, schedule=Schedule(case.schedule),
         cp_boundary=case.cp_boundary if case.cp > 1 else "R", cp_layouts=cp_layouts, cp_order=order,
+        policies=policies,
     )  # fmt: skip
 
 

@@ -13,9 +13,9 @@ The M·u are buffers that gradients are reduced in. One data rank in one dtype n
 copy. Under zero 0 and 1 gradients add up whole, in the master dtype, until the last micro-batch.
 
 Activations: what the schedule's order of passes keeps at its worst moment (``cost.pipeline.activations``);
-with 1F1B stage s of p holds min(m, p - s) micro-batches (Narayanan et al., 2021, section 2.2.1). A
-recomputed unit keeps its input of each, and all it saves of one of them at a time. Between the halves of a
-backward, a stage keeps what its products dW read.
+with 1F1B stage s of p holds min(m, p - s) micro-batches (Narayanan et al., 2021, section 2.2.1). A unit
+keeps of each what its policy says (``cost.keep``: all that backward reads, its input alone, or something between),
+and the rest too of one of them at a time. Between the halves of a backward, a stage keeps what its products dW read.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING
 
 from autoplan.cost.degrees import Degrees
 from autoplan.cost.estimate import MemoryEstimate
+from autoplan.cost.keep import Keep
 from autoplan.cost.pipeline.activations import peak_activation_bytes
 from autoplan.cost.unit import UnitCost
 from autoplan.plan.schedule import Schedule
@@ -113,20 +114,17 @@ def fixed_reserve_bytes(device: Device) -> float:
 
 @dataclass(frozen=True, slots=True)
 class StageLoad:
-    """What one stage holds: its units, which of them run their forward again, and what it sends on for one
-    micro-batch and keeps until its backward."""
+    """What one stage holds: its units, what each keeps, and what it sends on for one micro-batch and keeps until
+    its backward."""
 
     units: Sequence[UnitCost]
-    recompute: Sequence[bool]
+    keeps: Sequence[Keep]
     sent_bytes: float
 
     @property
     def kept_bytes(self) -> float:
         """Bytes that the forward of one micro-batch leaves."""
-        kept = (
-            u.input_bytes if a else u.saved_bytes for u, a in zip(self.units, self.recompute, strict=True)
-        )
-        return sum(kept) + self.sent_bytes
+        return sum(keep.kept_bytes for keep in self.keeps) + self.sent_bytes
 
     @property
     def half_bytes(self) -> float:
@@ -149,13 +147,10 @@ def rank_memory(
 ) -> MemoryEstimate:
     """The peak of one pipeline rank, which holds the stages ``loads``."""
     units = [unit for load in loads for unit in load.units]
-    again = [again for load in loads for again in load.recompute]
     parameters = sum(unit.parameters for unit in units)
     trainable = sum(unit.trainable for unit in units)
     rates = StateRates.of(degrees, job)
-    rerun = max(
-        (u.saved_bytes for u, recomputed in zip(units, again, strict=True) if recomputed), default=0.0
-    )
+    rerun = max(keep.again_bytes for load in loads for keep in load.keeps)
     pair = max(largest_pair(load.units) for load in loads)
     owners = {
         "parameters": parameters * rates.master,

@@ -81,23 +81,26 @@ def _rank_parts(
     m = degrees.num_micro_batches
     forward = backward = again_s = 0.0
     for stage, kinds in held:
-        for (_, again), kind in zip(stage.units, kinds, strict=True):
+        for (_, keep), kind in zip(stage.units, kinds, strict=True):
             forward += m * sum(units[kind, "forward"].values())
             backward += m * sum(units[kind, "backward"].values())
-            again_s += m * again * sum(units[kind, "forward"].values())
+            again_s += m * keep.again_s
     priced = [stage.times for stage, _ in held]
     computed = m * sum(t.forward_s - t.forward_fsdp_s + t.backward_s - t.backward_fsdp_s for t in priced)
     cp = m * sum(t.times.cp_comm_s for t in priced)
+    copied = m * sum(t.away_s + t.back_s for t in priced)
     parts = {
         "forward": forward,
         "backward": backward,
         "recompute": again_s,
-        "tp": max(computed - forward - backward - again_s - cp, 0.0),
+        "tp": max(computed - forward - backward - again_s - cp - copied, 0.0),
         "cp": cp,
         "fsdp": sum(m * (t.forward_fsdp_s + t.backward_fsdp_s) + t.head_s + t.tail_fsdp_s for t in priced),
         "dp": sum(t.tail_dp_s + t.tied_s for t in priced),
         "optimizer": sum(t.optimizer_s for t in priced),
     }
+    if copied:
+        parts["host copies"] = copied
     parts["waiting"] = max(step_s - sum(parts.values()), 0.0)
     return parts
 

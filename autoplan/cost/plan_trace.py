@@ -45,14 +45,18 @@ def _forward(stage: StagePrice, names: Sequence[str]) -> Iterator[StreamOp]:
     for (unit, _), name in zip(stage.units, names, strict=True):
         yield StreamOp(name, unit.times.forward_s)
         yield StreamOp(f"{name} tp", unit.times.forward_comm_s, waited=True)
+    if stage.times.away_s:
+        yield StreamOp("copies to the host, not hidden", stage.times.away_s, waited=True)
     yield StreamOp("fsdp, not hidden", stage.times.forward_fsdp_s, waited=True)
 
 
 def _backward(stage: StagePrice, names: Sequence[str]) -> Iterator[StreamOp]:
-    for (unit, again), name in zip(reversed(stage.units), reversed(names), strict=True):
-        if again:
-            yield StreamOp(f"{name} again", unit.times.forward_s)
-            yield StreamOp(f"{name} again tp", unit.times.forward_comm_s, waited=True)
+    for (unit, keep), name in zip(reversed(stage.units), reversed(names), strict=True):
+        if keep.rerun_s:
+            yield StreamOp(f"{name} again", keep.again_s)
+            yield StreamOp(f"{name} again tp", keep.again_comm_s, waited=True)
         yield StreamOp(f"{name} backward", unit.times.backward_s)
         yield StreamOp(f"{name} backward tp", unit.times.backward_comm_s, waited=True)
+    if stage.times.back_s:
+        yield StreamOp("copies from the host, not hidden", stage.times.back_s, waited=True)
     yield StreamOp("fsdp, not hidden", stage.times.backward_fsdp_s, waited=True)

@@ -11,6 +11,7 @@ from autoplan.cost.step import Assignment, StagePrice, stage_prices, step_estima
 from autoplan.cost.unit import StrategiesOf, UnitCost, unit_cost
 from autoplan.errors import PlanError
 from autoplan.graph.layout import Layout
+from autoplan.plan.policies import check_policies
 
 if TYPE_CHECKING:
     from autoplan.cost.estimate import Estimate
@@ -55,13 +56,22 @@ def unit_prices(
         from autoplan.graph.cut import cut_graph
 
         graph = cut_graph(graph, plan.cp_layouts, Layout.parse(plan.cp_boundary), plan.cp, plan.cp_order)
+    check_policies(graph, plan)
     if strategies_of is None:
         from autoplan.graph.axes import strategies
 
         strategies_of = strategies
     boundary = Layout.parse(plan.boundary)
     costs = {
-        kind: unit_cost(block, plan.layouts.get(kind, {}), boundary, plan.tp, cluster, strategies_of)
+        kind: unit_cost(
+            block,
+            plan.layouts.get(kind, {}),
+            boundary,
+            plan.tp,
+            cluster,
+            strategies_of,
+            plan.policies.get(kind),
+        )
         for kind, block in graph.kinds.items()
     }
     return graph, costs, crossing_bytes(graph, boundary, plan.tp)
@@ -72,7 +82,8 @@ def _assignments(graph: ModelGraph, plan: Plan) -> list[Assignment]:
     stages, start = [], 0
     for stage in plan.stages:
         stop = start + len(stage.units)
-        stages.append(Assignment(start, stop, frozenset(position[name] for name in stage.recompute)))
+        policies = {position[name]: policy for name, policy in stage.policies.items()}
+        stages.append(Assignment(start, stop, frozenset(position[n] for n in stage.recompute), policies))
         start = stop
     return stages
 

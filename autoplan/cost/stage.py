@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from autoplan.cost.degrees import Degrees
+from autoplan.cost.keep import Keep
 from autoplan.cost.state_traffic import StateTraffic, state_traffic
 from autoplan.cost.times import NO_TIME, Times, exposed_s
 from autoplan.cost.unit import UnitCost
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
     from autoplan.hardware import Cluster
     from autoplan.plan import Job
 
-__all__ = ["StageTimes", "optimizer_s", "stage_times"]
+__all__ = ["StageTimes", "copies_s", "optimizer_s", "stage_times"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,7 +25,8 @@ class StageTimes:
 
     Args:
         times: compute and tp communication of one micro-batch, nothing run twice.
-        recompute_s: what recomputed units run again, their tp communication included.
+        recompute_s: what units run again, their tp communication included.
+        away_s, back_s: waited for, in a forward and in a backward, while activations go to the host and come back.
         forward_fsdp_s, backward_fsdp_s: parameter and gradient traffic that a micro-batch waits for.
         head_s: waited for once, before the first forward (parameters gathered).
         tail_fsdp_s, tail_dp_s: waited for once, after the last backward (gradients reduced).
@@ -43,14 +45,17 @@ class StageTimes:
     tied_s: float
     optimizer_s: float
     weight_s: float = 0.0
+    away_s: float = 0.0
+    back_s: float = 0.0
 
     @property
     def forward_s(self) -> float:
-        return self.times.forward_s + self.times.forward_comm_s + self.forward_fsdp_s
+        return self.times.forward_s + self.times.forward_comm_s + self.forward_fsdp_s + self.away_s
 
     @property
     def backward_s(self) -> float:
-        return self.times.backward_s + self.times.backward_comm_s + self.backward_fsdp_s + self.recompute_s
+        passes = self.times.backward_s + self.times.backward_comm_s
+        return passes + self.backward_fsdp_s + self.recompute_s + self.back_s
 
     @property
     def tail_s(self) -> float:
@@ -59,21 +64,20 @@ class StageTimes:
 
 def stage_times(
     units: Sequence[UnitCost],
-    recompute: Sequence[bool],
+    keeps: Sequence[Keep],
     tied_s: float,
     degrees: Degrees,
     job: Job,
     cluster: Cluster,
 ) -> StageTimes:
-    """Price a stage of ``units``, ``recompute`` saying of each whether it runs its forward again."""
-    times, again, traffic = NO_TIME, NO_TIME, StateTraffic()
-    for unit, recomputed in zip(units, recompute, strict=True):
+    """Price a stage of ``units``, each keeping what ``keeps`` says of it."""
+    times, traffic = NO_TIME, StateTraffic()
+    for unit in units:
         times += unit.times
         traffic += state_traffic(unit, degrees, job.precision, cluster)
-        if recomputed:
-            again += unit.times
     overlap = cluster.overlap
-    backward_window = times.backward_s + again.forward_s
+    away_s, back_s = copies_s(units, keeps)
+    backward_window = times.backward_s + sum(keep.again_s for keep in keeps)
     each_s = exposed_s(traffic.backward_s, backward_window, overlap)
     # The last micro-batch's backward hides both its own traffic and what is sent once a step.
     scattered = exposed_s(traffic.backward_s + traffic.tail_fsdp_s, backward_window, overlap) - each_s
@@ -82,7 +86,7 @@ def stage_times(
     trainable = sum(unit.trainable for unit in units)
     return StageTimes(
         times=times,
-        recompute_s=again.forward_s + again.forward_comm_s,
+        recompute_s=sum(keep.rerun_s for keep in keeps),
         forward_fsdp_s=exposed_s(traffic.forward_s, times.forward_s, overlap),
         backward_fsdp_s=each_s,
         head_s=exposed_s(traffic.head_s, times.forward_s, overlap),
@@ -91,7 +95,25 @@ def stage_times(
         tied_s=tied_s,
         optimizer_s=optimizer_s(trainable, degrees, job, cluster),
         weight_s=sum(unit.weight_half_s for unit in units),
+        away_s=away_s,
+        back_s=back_s,
     )
+
+
+def copies_s(units: Sequence[UnitCost], keeps: Sequence[Keep]) -> tuple[float, float]:
+    """Seconds that a stage's forward and its backward wait for copies to the host and from it.
+
+    Copies run beside compute, one after another. Those of a unit leave while it and later units run forward, and come
+    back while the unit after it runs backward, as the program fetches them one unit ahead; those of the last unit
+    are fetched when its own backward starts, beside nothing.
+    """
+    left = free = back = 0.0
+    for unit, keep in zip(units, keeps, strict=True):
+        left = max(left + keep.away_s - unit.times.forward_s, 0.0)
+    for unit, keep in zip(reversed(units), reversed(keeps), strict=True):
+        back += max(keep.back_s - free, 0.0)
+        free = unit.times.backward_s + keep.again_s
+    return left, back
 
 
 def optimizer_s(trainable: float, degrees: Degrees, job: Job, cluster: Cluster) -> float:

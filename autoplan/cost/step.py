@@ -8,7 +8,7 @@ step = makespan of the schedule over the stages, where a stage's forward and bac
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -16,6 +16,7 @@ import numpy as np
 from autoplan.cost.degrees import Degrees
 from autoplan.cost.estimate import Estimate, MemoryEstimate, StageEstimate
 from autoplan.cost.flops import model_flops
+from autoplan.cost.keep import FULL, NONE, Keep
 from autoplan.cost.memory import StageLoad, activation_bytes, limit_bytes, rank_memory
 from autoplan.cost.pipeline import Simulation, StageSeconds, compiled, simulate
 from autoplan.cost.stage import StageTimes, stage_times
@@ -33,19 +34,25 @@ __all__ = ["Assignment", "StagePrice", "simulated", "stage_prices", "step_estima
 
 @dataclass(frozen=True, slots=True)
 class Assignment:
-    """Which units a stage runs (a range of the chain), and which of them it recomputes."""
+    """Which units a stage runs (a range of the chain), which of them it recomputes, and the names of the policies of
+    others (see ``UnitCost.keeps``)."""
 
     start: int
     stop: int
     recompute: frozenset[int] = frozenset()
+    policies: Mapping[int, str] = field(default_factory=dict)
+
+    def way(self, unit: int) -> str:
+        """``none``, ``full``, or the name of the unit's policy."""
+        return FULL if unit in self.recompute else self.policies.get(unit, NONE)
 
 
 @dataclass(frozen=True, slots=True)
 class StagePrice:
-    """One stage: its units with whether each runs its forward again, its seconds, what it holds, the memory of its
-    rank, and the seconds to send one micro-batch to the next stage (0 on the last, and to one on the same rank)."""
+    """One stage: its units with what each keeps, its seconds, what it holds, the memory of its rank, and the seconds
+    to send one micro-batch to the next stage (0 on the last, and to one on the same rank)."""
 
-    units: tuple[tuple[UnitCost, bool], ...]
+    units: tuple[tuple[UnitCost, Keep], ...]
     times: StageTimes
     load: StageLoad
     memory: MemoryEstimate
@@ -92,11 +99,11 @@ def stage_prices(
     loads, times, sends = [], [], []
     for index, stage in enumerate(stages):
         units = stage_units(graph, costs, stage.start, stage.stop)
-        again = [i in stage.recompute for i in range(stage.start, stage.stop)]
+        keeps = [unit.keep(stage.way(stage.start + place)) for place, unit in enumerate(units)]
         sent = sent_bytes[stage.stop - 1] if index + 1 < len(stages) else 0.0
         away = index + 1 < len(stages) and ranks[index] != ranks[index + 1]
-        loads.append(StageLoad(units, again, sent))
-        times.append(stage_times(units, again, summed[index], degrees, job, cluster))
+        loads.append(StageLoad(units, keeps, sent))
+        times.append(stage_times(units, keeps, summed[index], degrees, job, cluster))
         sends.append(cluster.p2p_time_s(sent, degrees.pp_stride, degrees.pp) if away else 0.0)
     activations = activation_bytes(loads, degrees)
     memory = [
@@ -111,7 +118,7 @@ def stage_prices(
     ]
     return [
         StagePrice(
-            units=tuple(zip(load.units, load.recompute, strict=True)),
+            units=tuple(zip(load.units, load.keeps, strict=True)),
             times=stage_s,
             load=load,
             memory=memory[rank],
@@ -165,6 +172,8 @@ def _step_parts(stages: Sequence[StagePrice], degrees: Degrees) -> tuple[float, 
         "dp_comm": sum(s.tail_dp_s + s.tied_s for s in busiest),
         "optimizer": sum(s.optimizer_s for s in busiest),
     }
+    if copied_s := sum(s.away_s + s.back_s for s in busiest):
+        parts["host_copies"] = m * copied_s
     if degrees.cp > 1:
         parts["cp_comm"] = m * sum(s.times.cp_comm_s for s in busiest)
     idle_s = step_s - sum(parts.values())

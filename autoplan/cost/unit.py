@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from autoplan.cost.compute import cuts_experts, op_times, weight_half_s
 from autoplan.cost.convert import conversion_times, local_bytes
+from autoplan.cost.keep import FULL, NONE, Keep, keep_of
+from autoplan.cost.storages import Storages, storages_of
 from autoplan.cost.times import NO_TIME, Times
 from autoplan.errors import PlanError
 from autoplan.graph.boundary import boundary_layout
@@ -20,10 +22,16 @@ from autoplan.graph.weight_halves import halved_product
 if TYPE_CHECKING:
     from autoplan.hardware import Cluster
 
-__all__ = ["StrategiesOf", "UnitCost", "saved_bytes", "unit_cost"]
+__all__ = ["Policies", "PoliciesOf", "StrategiesOf", "UnitCost", "saved_bytes", "unit_cost"]
 
 StrategiesOf = Callable[[Block, Op, int], tuple[Strategy, ...]]
 """``graph.axes.strategies``, or a stand-in for it."""
+
+Policies = Mapping[str, Mapping[str, str]]
+"""By name: of each op (or change of layout) that does not keep what it makes, ``recompute`` or ``offload``."""
+
+PoliciesOf = Callable[[Block, Storages, Times], Policies]
+"""What finds the policies that are worth it for a block."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +48,7 @@ class UnitCost:
         sizes: elements of each parameter by value name.
         weight_half_s: of the backward's seconds, those of products dW that can run apart.
         weight_half_bytes: what is kept between the two halves: those products' inputs and gradients.
+        keeps: what the unit keeps, and what making the rest again takes, under policies by name.
     """
 
     times: Times
@@ -51,6 +60,16 @@ class UnitCost:
     sizes: Mapping[str, float]
     weight_half_s: float = 0.0
     weight_half_bytes: float = 0.0
+    keeps: Mapping[str, Keep] = field(default_factory=dict)
+
+    def keep(self, name: str) -> Keep:
+        """Of the policy ``name``, one of ``keeps``, ``none`` (all that backward reads) or ``full`` (the inputs)."""
+        if name == NONE:
+            return Keep(self.saved_bytes)
+        if name == FULL:
+            times = self.times
+            return Keep(self.input_bytes, times.forward_s, times.forward_comm_s, self.saved_bytes)
+        return self.keeps[name]
 
 
 def unit_cost(
@@ -60,8 +79,11 @@ def unit_cost(
     degree: int,
     cluster: Cluster,
     strategies_of: StrategiesOf,
+    policies: Policies | PoliciesOf | None = None,
 ) -> UnitCost:
     """Price ``block`` under ``chosen``, a plan's strategy names and parameter layouts (R where absent).
+
+    ``policies`` are those of ``keeps``, or what finds them.
 
     Raises PlanError for a name that the block does not have, or that is none of an op's strategies.
     """
@@ -71,24 +93,28 @@ def unit_cost(
     stored = {name: Layout.parse(chosen.get(name, "R")) for name in block.parameters}
     _refuse_strangers(block, chosen)
 
-    times, saved, workspace, half_s = NO_TIME, 0.0, 0.0, 0.0
+    times, workspace, half_s = NO_TIME, 0.0, 0.0
+    of_op: dict[str, Times] = {}
     halves: dict[tuple[str, Layout], float] = {}
     for op in block.ops:
         strategy = strategies[op.name]
         half_s += weight_half_s(block, op, strategy, degree, cluster)
         halves |= weight_half_values(block, op, strategy, degree)
-        times += op_times(block, op, strategy, degree, cluster)
-        saved += saved_bytes(op, strategy, degree)
+        of_op[op.name] = op_times(block, op, strategy, degree, cluster)
+        times += of_op[op.name]
         workspace = max(workspace, _workspace_bytes(block, op, strategy, degree))
     produced = _produced(block, strategies, stored, boundary, degree)
     for name, wanted in _demanded(block, strategies, boundary, degree):
         times += conversion_times(block.values[name], produced[name], wanted, degree, cluster)
 
+    storages = storages_of(block, strategies, stored, boundary, degree, cluster, of_op)
+    if callable(policies):
+        policies = policies(block, storages, times)
     inputs = (block.values[name] for name in block.inputs)
     sizes = {n: math.prod(stored[n].local_shape(block.values[n].shape, degree)) for n in block.parameters}
     return UnitCost(
         times=times,
-        saved_bytes=saved,
+        saved_bytes=storages.kept_bytes,
         input_bytes=sum(
             local_bytes(v, boundary_layout(v, boundary, degree), degree) for v in inputs if v.requires_grad
         ),
@@ -98,6 +124,10 @@ def unit_cost(
         sizes=sizes,
         weight_half_s=half_s,
         weight_half_bytes=sum(halves.values()),
+        keeps={
+            name: keep_of(f"policies.{block.kind}.{name}", storages, policy, cluster)
+            for name, policy in (policies or {}).items()
+        },
     )
 
 
@@ -120,7 +150,7 @@ def weight_half_values(
 
 
 def saved_bytes(op: Op, strategy: Strategy, degree: int) -> float:
-    """Bytes that ``op`` keeps for backward on one of ``degree`` ranks."""
+    """Bytes that ``op`` is the first to keep for backward on one of ``degree`` ranks."""
     layouts = dict(zip(op.inputs, strategy.inputs, strict=False)) | {op.output: strategy.output}
     total = 0.0
     for saved in op.saved:

@@ -216,6 +216,7 @@ class _Runner:
             tuple(n.name for n in tensor_arguments(node)), node.name, forward.flops, backward.flops,
             forward.nbytes, backward.nbytes, gemm, is_causal(node), self._saved(run),
             is_random(node), self._routing(node, gemm), node.meta.get("window"),
+            keeps=self._keeps(run), alias=self._alias(node), again=self._again(node),
         )  # fmt: skip
 
     def _saved(self, run: _Run) -> tuple[Saved, ...]:
@@ -230,6 +231,28 @@ class _Runner:
                 self.seen_storages.add(key)
                 found.append(Saved(names.get(key), tensor.untyped_storage().nbytes(), self.first_in.get(key)))
         return tuple(found)
+
+    def _keeps(self, run: _Run) -> tuple[str, ...]:
+        kept = {_storage(tensor) for tensor in run.saved}
+        nodes = [*tensor_arguments(run.node), run.node]
+        found = [node.name for node in nodes if kept.intersection(map(_storage, _tensors(self.env[node])))]
+        return tuple(dict.fromkeys(found))
+
+    def _alias(self, node: fx.Node) -> str:
+        own = _storage(_first(self.env[node]))
+        for source in tensor_arguments(node):
+            if any(_storage(leaf) == own for leaf in _tensors(self.env[source])):
+                return source.name
+        return ""
+
+    def _again(self, node: fx.Node) -> bool:
+        """Ops that draw random numbers, change a buffer or read one that changes would not do the same again; of
+        several results each lies elsewhere, which nobody follows."""
+        if is_random(node) or _writes(node):
+            return False
+        if any(map(_writes, (user for source in node.all_input_nodes for user in source.users))):
+            return False
+        return not any(isinstance(self.env[near], tuple | list) for near in (*node.all_input_nodes, node))
 
     def _routing(self, node: fx.Node, gemm: Gemm | None) -> Routing | None:
         if gemm is None or not is_grouped(node):
@@ -266,6 +289,14 @@ def _leaf(tensor: Tensor) -> Tensor:
 def _first(value: Any) -> Tensor:
     """The tensor itself, or the first of several results."""
     return value[0] if isinstance(value, tuple | list) else value
+
+
+def _tensors(value: Any) -> list[Tensor]:
+    return [leaf for leaf in pytree.tree_leaves(value) if isinstance(leaf, Tensor)]
+
+
+def _writes(node: fx.Node) -> bool:
+    return node.target is torch.ops.aten.copy_.default
 
 
 def _storage(tensor: Tensor) -> int:

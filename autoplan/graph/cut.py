@@ -206,7 +206,7 @@ class _Cutter:
             flops_backward=0,
             bytes_forward=round(forward.touched),
             bytes_backward=round(backward.touched),
-            saved=(Saved(new.name, local),) if keeps else (),
+            saved=(Saved(new.name, local, new.name),) if keeps else (),
             sends=tuple(sends),
         )
 
@@ -231,7 +231,15 @@ class _Cutter:
         local = cut_op(op, strategy, self.degree, self.zigzag)
         renamed = dict(zip(op.inputs, read, strict=True))
         saved = tuple(replace(s, value=renamed.get(s.value, s.value)) if s.value else s for s in local.saved)
-        self.ops.append(replace(local, inputs=tuple(n.name for n in tensor_arguments(new)), saved=saved))
+        self.ops.append(
+            replace(
+                local,
+                inputs=tuple(n.name for n in tensor_arguments(new)),
+                saved=saved,
+                keeps=tuple(renamed.get(name, name) for name in local.keeps),
+                alias=renamed.get(local.alias, ""),
+            )
+        )
         self._add(node, new, strategy.output)
 
     def _strategy(self, op: Op) -> Strategy:

@@ -139,7 +139,12 @@ class Op:
     product for each expert, and says how evenly rows are assumed to be spread over them; ``window`` tells of a
     fused attention what its mask lets through, while its FLOPs are those of all query-key pairs; ``sends`` what it
     sends on a mesh axis that has cut the block already; ``pieces`` of an attention into how many equal parts its keys
-    are taken, one after another."""
+    are taken, one after another.
+
+    ``saved`` lists a storage with the first op that keeps it; ``keeps`` names all arguments and results of this op
+    that its backward reads, weights and inputs without gradient among them. ``alias`` names the argument in
+    whose storage the result lies, empty where it has one of its own; ``again`` says that the op can run a second time
+    and give the same."""
 
     name: str
     target: str
@@ -159,6 +164,9 @@ class Op:
     window: Window | None = None
     sends: tuple[Sent, ...] = ()
     pieces: int = 1
+    keeps: tuple[str, ...] = ()
+    alias: str = ""
+    again: bool = True
 
 
 @dataclass(slots=True)

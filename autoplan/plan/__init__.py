@@ -3,6 +3,7 @@
 from autoplan.plan.io import plan_json, plan_schema, read_plan, write_plan
 from autoplan.plan.job import Job
 from autoplan.plan.plan import Plan, StagePlan
+from autoplan.plan.policies import check_policies
 from autoplan.plan.schedule import SCHEDULE_NEEDS, Schedule, ScheduleNeeds, ranks_of_stages
 from autoplan.plan.validate import validate_plan
 from autoplan.precision import Precision
@@ -15,6 +16,7 @@ __all__ = [
     "Schedule",
     "ScheduleNeeds",
     "StagePlan",
+    "check_policies",
     "plan_json",
     "plan_schema",
     "ranks_of_stages",

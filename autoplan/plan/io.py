@@ -68,12 +68,20 @@ def write_plan(plan: Plan, path: str | Path) -> None:
 
 
 def plan_json(plan: Plan) -> str:
-    """The text of a plan file: fields in the order of ``Plan``, keys of its maps sorted, one final newline."""
+    """The text of a plan file: fields in the order of ``Plan``, keys of its maps sorted, one final newline.
+
+    ``asked`` and ``policies`` are left out where they are empty.
+    """
     packed = msgspec.json.encode(plan, order="deterministic")
-    if not plan.asked:
-        data = msgspec.json.decode(packed)
-        del data["asked"]
-        packed = msgspec.json.encode(data)
+    data = msgspec.json.decode(packed)
+    for part, name in (
+        (data, "asked"),
+        (data, "policies"),
+        *((stage, "policies") for stage in data["stages"]),
+    ):
+        if not part[name]:
+            del part[name]
+    packed = msgspec.json.encode(data)
     return msgspec.json.format(packed, indent=2).decode() + "\n"
 
 

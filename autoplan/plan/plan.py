@@ -14,10 +14,18 @@ __all__ = ["Plan", "StagePlan"]
 
 
 class StagePlan(msgspec.Struct, frozen=True, kw_only=True):
-    """One pipeline stage: the units it runs, in order, and those whose forward it runs again in backward."""
+    """One pipeline stage: the units it runs, in order, and those whose forward it runs again in backward.
+
+    ``policies`` names, for other units, one of ``Plan.policies`` of their block kind.
+    """
 
     units: tuple[str, ...]
     recompute: tuple[str, ...] = ()
+    policies: dict[str, str] = {}
+
+    def way(self, unit: str) -> str:
+        """What ``unit`` does of its forward pass again: ``none`` of it, ``full``, or the name of its policy."""
+        return "full" if unit in self.recompute else self.policies.get(unit, "none")
 
 
 class Plan(msgspec.Struct, frozen=True, kw_only=True):
@@ -43,6 +51,10 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     ``cp_boundary`` are the same for the cp axis, where parameters are whole; it cuts first, so that ``layouts`` are
     those of one cp rank's graph (``graph.cut``). ``cp_order``: of what cp cuts, a rank has one range (``plain``), or of
     2 · cp pieces the one at its place and the one at its place from the end (``zigzag``).
+
+    ``policies`` says by block kind and name of a policy what a unit under it does not keep for its backward pass:
+    the results of ops, and changes of layout (``value:layout``), that are made again (``recompute``) or wait in the
+    host's memory (``offload``, of which an input of the unit can be too). See ``cost.keep``.
     """
 
     format: Literal["autoplan.plan/1"] = "autoplan.plan/1"
@@ -67,6 +79,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     cp_boundary: str = "R"
     cp_layouts: dict[str, dict[str, str]] = {}
     cp_order: Literal["plain", "zigzag"] = "plain"
+    policies: dict[str, dict[str, dict[str, str]]] = {}
     asked: dict[str, int | float | str] = {}
 
     @property
@@ -95,17 +108,18 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def recompute(self) -> str:
-        """``none``, ``full``, or ``mixed`` when only some units are recomputed."""
-        recomputed = sum(len(stage.recompute) for stage in self.stages)
-        if recomputed == 0:
+        """``none``, ``full`` or the name of a policy where all units that repeat do the same, else ``mixed``."""
+        ways = [(unit, stage.way(unit)) for stage in self.stages for unit in stage.units]
+        inner = [way for unit, way in ways if unit not in ("prologue", "epilogue")]
+        if all(way == "none" for _, way in ways):
             return "none"
-        eligible = sum(
-            len([u for u in stage.units if u not in ("prologue", "epilogue")]) for stage in self.stages
-        )
-        return "full" if recomputed >= eligible else "mixed"
+        return inner[0] if len(set(inner)) == 1 and inner[0] != "none" else "mixed"
 
     def hash(self) -> str:
         """A digest of every decision; ranks compare it before their first collective."""
         decided = msgspec.to_builtins(self)
         del decided["asked"]
+        for part in (decided, *decided["stages"]):
+            if not part["policies"]:
+                del part["policies"]  # plans from before there were any keep their hash
         return hashlib.sha256(msgspec.json.encode(decided, order="sorted")).hexdigest()[:16]

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 from autoplan.errors import PlanError
 from autoplan.graph.layout import Layout
-from autoplan.plan.plan import Plan
+from autoplan.plan.plan import Plan, StagePlan
 from autoplan.plan.schedule import SCHEDULE_NEEDS, Schedule
 
 __all__ = ["least_micro_batches", "validate_plan"]
@@ -20,6 +20,7 @@ _CORRECT = "correct the plan, or search for one with `autoplan search`"
 _COUNTS = ("global_batch", "pp", "dp", "fsdp", "cp", "tp", "ep", "vpp", "micro_batch", "num_micro_batches")
 _NOT_YET = ("ep",)
 _STRATEGY = {"": r"cut \S+", "cp_": r"(cut|ring) \S+"}
+_RESERVED = ("none", "full")
 
 
 def validate_plan(plan: Plan) -> None:
@@ -98,6 +99,18 @@ def _check_stages(plan: Plan) -> None:
                 raise PlanError(f"{where}.units", unit, expected, _CORRECT)
             home[unit] = index
         _check_recompute(f"{where}.recompute", stage.units, stage.recompute)
+        _check_policies(where, plan, stage)
+    for kind, policies in plan.policies.items():
+        for name, ops in policies.items():
+            if name in _RESERVED:
+                expected = f"a name other than {' and '.join(_RESERVED)}, which mean all and nothing"
+                raise PlanError(f"policies.{kind}", name, expected, _CORRECT)
+            if not ops:
+                raise PlanError(f"policies.{kind}.{name}", {}, "at least one op", _CORRECT)
+            for op, action in ops.items():
+                if action not in ("recompute", "offload"):
+                    field = f"policies.{kind}.{name}.{op}"
+                    raise PlanError(field, action, "recompute or offload", _CORRECT)
 
 
 def _check_recompute(where: str, units: Sequence[str], recompute: Sequence[str]) -> None:
@@ -108,6 +121,18 @@ def _check_recompute(where: str, units: Sequence[str], recompute: Sequence[str])
         if unit in seen:
             raise PlanError(where, unit, "each unit once", _CORRECT)
         seen.add(unit)
+
+
+def _check_policies(where: str, plan: Plan, stage: StagePlan) -> None:
+    known = sorted({name for policies in plan.policies.values() for name in policies})
+    for unit, name in stage.policies.items():
+        if unit not in stage.units:
+            raise PlanError(f"{where}.policies", unit, "units of the same stage", _CORRECT)
+        if unit in stage.recompute:
+            raise PlanError(f"{where}.policies", unit, "units that are not in recompute too", _CORRECT)
+        if name not in known:
+            expected = f"a name in policies ({', '.join(known) or 'which is empty'})"
+            raise PlanError(f"{where}.policies.{unit}", name, expected, _CORRECT)
 
 
 def _check_layouts(plan: Plan) -> None:

@@ -94,6 +94,14 @@ def _check(graph: ModelGraph, plan: Plan) -> None:
                 "1 in a script: pipelines, context and expert parallelism are not written out yet",
                 "run it with autoplan.parallelize, or search again with this degree held at 1",
             )
+    for stage in plan.stages:
+        for unit, name in stage.policies.items():
+            raise PlanError(
+                f"policies.{unit}",
+                name,
+                "units that keep all or recompute all, in a script: policies by op are not written out yet",
+                "run it with autoplan.parallelize, or search again with --recompute none or full",
+            )
     again = {name for stage in plan.stages for name in stage.recompute}
     for unit in graph.units:
         if unit.name in again and graph.kinds[unit.kind].updates:

@@ -70,13 +70,20 @@ def to_local(parameter: Any) -> torch.Tensor:
     return parameter.to_local() if hasattr(parameter, "to_local") else parameter
 
 
-def localise(local: LocalBlock, summed_loss: str | None = None) -> fx.Graph:
+def localise(
+    local: LocalBlock, summed_loss: str | None = None, moves: dict[fx.Node, str] | None = None
+) -> fx.Graph:
     """The block's graph for one rank.
 
     ``summed_loss`` names a cross-entropy that must give its sum instead of its mean, because
-    micro-batches are weighed by their number of targets.
+    micro-batches are weighed by their number of targets. ``moves`` is given each change of layout with its name,
+    ``value:layout``.
     """
-    return _Localiser(local, summed_loss).run()
+    localiser = _Localiser(local, summed_loss)
+    graph = localiser.run()
+    if moves is not None:
+        moves |= {new: f"{node.name}:{layout}" for (node, layout), new in localiser.converted.items()}
+    return graph
 
 
 class _Localiser:

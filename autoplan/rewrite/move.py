@@ -127,7 +127,9 @@ def _move(
     process_group: dist.ProcessGroup,
 ) -> Tensor:
     if here is _R and there is _S:
-        return shard_of(value, dst, process_group.size(), process_group.rank())
+        piece = shard_of(value, dst, process_group.size(), process_group.rank())
+        same = piece.untyped_storage()._cdata == value.untyped_storage()._cdata
+        return piece.clone() if same else piece  # a view would keep the whole alive
     if there is _P:
         return _mask(value, src, here, process_group)
     if here is _P and there is _R:
@@ -140,7 +142,7 @@ def _move(
 
 
 def shard_of(value: Tensor, layout: Layout, size: int, rank: int) -> Tensor:
-    """The piece of a whole tensor that ``rank`` of ``size`` holds under a shard layout; a copy, contiguous."""
+    """The piece of a whole tensor that ``rank`` of ``size`` holds under a shard layout, contiguous."""
     pieces = _split(value, layout, size)
     return pieces.select(layout.dim + 1, rank).flatten(layout.dim, layout.dim + 1).contiguous()
 

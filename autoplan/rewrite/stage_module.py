@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -62,12 +62,15 @@ class StageModule(nn.Module):
         values.update(zip((wire.name for wire in self.reads), received, strict=True))
         free = self.free(*(batch[f"batch_{name}"] for name in self.free_reads))
         values.update(zip(self.free_names, free, strict=True))
+        before: UnitModule | None = None
         for unit in self.chain:
             module: UnitModule = self.units[_key(unit)]  # type: ignore[assignment]
             inputs = [values[name] for name in unit.arguments]
             if module.draws:
                 inputs.append(unit_draws(batch[f"batch_{DRAWS}"], unit.name))
             results = module(*inputs)
+            _fetch_ahead(before, results)
+            before = module
             values.update(zip(unit.results, results, strict=True))
         if self.loss is not None:
             loss = values[self.loss].reshape(1) * batch["loss_scale"].to(values[self.loss].dtype)
@@ -77,6 +80,12 @@ class StageModule(nn.Module):
     def unit_modules(self) -> dict[str, UnitModule]:
         """The units' modules by unit name."""
         return {unit.name: self.units[_key(unit)] for unit in self.chain}  # type: ignore[misc]
+
+
+def _fetch_ahead(before: UnitModule | None, results: Sequence[Tensor]) -> None:
+    """What the unit ``before`` has parked starts back when the backward pass of the unit after it starts."""
+    if before is not None and before.parked is not None and results and results[0].requires_grad:
+        results[0].register_hook(before.parked.fetch)
 
 
 class _Scaled(torch.autograd.Function):
@@ -151,6 +160,7 @@ def build_stage(
                     summed,
                     device,
                     halves,
+                    _policy(plan, stage, unit),
                 ),
             )
         )
@@ -160,6 +170,11 @@ def build_stage(
     reads = wires_into(graph, plan, stage)
     writes = [_loss_wire(graph)] if last else wires_into(graph, plan, stage + 1)
     return StageModule(units, free, free_names, reads, writes, graph.loss if last else None, plan.cp)
+
+
+def _policy(plan: Plan, stage: int, unit: Unit) -> Mapping[str, str] | None:
+    name = plan.stages[stage].policies.get(unit.name)
+    return plan.policies[unit.kind][name] if name is not None else None
 
 
 def _loss_wire(graph: ModelGraph) -> Wire:

@@ -14,6 +14,8 @@ from torch.utils.checkpoint import checkpoint
 
 from autoplan.graph.ir import Block, Unit
 from autoplan.graph.layout import Layout
+from autoplan.rewrite.host_copies import Copies
+from autoplan.rewrite.keeping import Keeping, planned
 from autoplan.rewrite.local_graph import LocalBlock, localise
 from autoplan.rewrite.move import shard_of
 from autoplan.rewrite.weight_halves import defer_weight_halves
@@ -30,7 +32,8 @@ class ParameterSource:
 
 
 class UnitModule(nn.Module):
-    """Runs one unit on local tensors. With ``recompute``, backward runs its forward again instead of keeping it.
+    """Runs one unit on local tensors. With ``recompute``, backward runs its forward again instead of keeping it; a
+    ``policy`` says so of some of its ops (see ``keeping``). ``parked`` holds what the last run has in the host's memory.
 
     ``sources`` maps the names of this module's parameters to where they come from; ``updates`` those of the buffers
     that running it changes to their names in the user's model. With ``draws`` its last input is what its random numbers
@@ -44,9 +47,13 @@ class UnitModule(nn.Module):
         recompute: bool,
         updates: dict[str, str],
         draws: bool = False,
+        policy: Mapping[str, str] | None = None,
     ) -> None:
         super().__init__()
         self.body = body
+        self.policy = dict(policy or {})
+        self.parked: Copies | None = None
+        self.inputs = [node.name for node in body.graph.nodes if node.op == "placeholder"]
         self.sources = sources
         self.recompute = recompute
         self.updates = updates
@@ -56,6 +63,9 @@ class UnitModule(nn.Module):
         if self.recompute and torch.is_grad_enabled():
             contexts = self._contexts
             return checkpoint(self.body, *values, use_reentrant=False, context_fn=contexts)  # type: ignore[return-value]
+        if self.policy and torch.is_grad_enabled():
+            self.parked = Copies()
+            return Keeping(self.policy, self.parked).run(self.body, values, self.inputs)
         return self.body(*values)
 
     def _contexts(
@@ -84,6 +94,7 @@ def build_unit(
     summed_loss: str | None,
     device: torch.device,
     halves: bool = False,
+    policy: Mapping[str, str] | None = None,
 ) -> UnitModule:
     """Make the module of ``unit``.
 
@@ -96,6 +107,7 @@ def build_unit(
         summed_loss: see ``localise``.
         device: where the unit's own tensors (positions, constants) are made.
         halves: whether backward leaves gradients of weights for later (see ``weight_halves``).
+        policy: which ops do not keep what they make (see ``keeping``).
     """
     root = nn.Module()
     sources: dict[str, ParameterSource] = {}
@@ -108,20 +120,23 @@ def build_unit(
         buffer = buffers[full_name(unit, relative)]
         attach(root, relative, buffer.clone() if relative in updates else buffer)
     draws = any(op.random for op in local.block.ops)
+    moves: dict[fx.Node, str] = {}
     graph = (
-        localise(local, summed_loss)
+        localise(local, summed_loss, moves)
         if local.degree > 1 or local.cp_group or summed_loss or draws
         else _unchanged(local.block)
     )
     put_on(graph, device)
     if halves:
         defer_weight_halves(graph)
+    planned(f"policies.{unit.kind}", graph, policy or {}, moves)
     return UnitModule(
         fx.GraphModule(root, graph, class_name=_class_name(unit)),
         sources,
         recompute,
         {f"body.{relative}": full_name(unit, relative) for relative in sorted(updates)},
         draws,
+        policy,
     )
 
 

@@ -19,7 +19,7 @@ from autoplan.graph.ir import ModelGraph
 from autoplan.graph.layout import Layout
 from autoplan.graph.trace import Loss, flatten_batch, trace
 from autoplan.hardware import Cluster
-from autoplan.plan import Job, Plan, Precision, read_plan, validate_plan
+from autoplan.plan import Job, Plan, Precision, check_policies, read_plan, validate_plan
 from autoplan.rewrite import StageModule, build_stage
 from autoplan.runtime.data_parallel import shard_state
 from autoplan.runtime.initialise import initialised
@@ -96,6 +96,7 @@ def parallelize(
     seed = broadcast_from_first(torch.initial_seed())
     buffers |= initialised(model, {name for name, buffer in buffers.items() if buffer.is_meta}, seed)
     local = cut_graph(graph, plan.cp_layouts, Layout.parse(plan.cp_boundary), plan.cp, plan.cp_order)
+    check_policies(local, plan)
     stages = []
     for place, rank in enumerate(plan.stage_ranks):
         if rank == world.pp_rank:

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from autoplan.cost.degrees import Degrees
+from autoplan.cost.keep import NONE
 from autoplan.cost.memory import ALLOCATOR_SLACK, StageLoad, limit_bytes, rank_memory
 from autoplan.cost.pipeline.activations import moments_by_rank, moments_of_rank
 from autoplan.cost.state_traffic import StateTraffic, state_traffic
@@ -89,7 +90,7 @@ class Scheduled:
         for index, (start, stop) in enumerate(ranges):
             units = stage_units(self.chain, costs, start, stop)
             sent = sent_bytes[stop - 1] if sent_bytes and index + 1 < len(ranges) else 0.0
-            loads.append(StageLoad(units, (False,) * len(units), sent))
+            loads.append(StageLoad(units, [unit.keep(NONE) for unit in units], sent))
         again: list[frozenset[int]] = [frozenset()] * len(ranges)
         moments = moments_by_rank(degrees.schedule, degrees.pp, degrees.vpp, degrees.num_micro_batches)
         for rank in range(degrees.pp):
@@ -141,7 +142,7 @@ class Scheduled:
             own for own, rank in zip(self.ranges(degrees), degrees.stage_ranks, strict=True) if rank == 0
         ]
         units = [stage_units(self.chain, costs, start, stop) for start, stop in ranges]
-        loads = [StageLoad(held, (False,) * len(held), 0.0) for held in units]
+        loads = [StageLoad(held, [unit.keep(NONE) for unit in held], 0.0) for held in units]
         p, v, m = degrees.pp, degrees.vpp, degrees.num_micro_batches
         order = self._in_turn(ranges)
         count = self._fewest(degrees, loads, order, moments_of_rank(degrees.schedule, p, v, m, 0))

@@ -37,6 +37,8 @@ def verify_plan(
     verdict = Verdict()
     check_structure(verdict, graph, plan, job, cluster)
     unknown = [f"{name}={getattr(plan, name)}" for name in _UNKNOWN if getattr(plan, name) > 1]
+    if any(stage.policies for stage in plan.stages):
+        unknown.append("policies")
     if claim is not None:
         verdict.close("sum of parts_s", claim.step_s, sum(claim.parts_s.values()), _ROUNDING)
         verdict.close("memory limit", claim.limit_bytes, device_limit(cluster), _ROUNDING)

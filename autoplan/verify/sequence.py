@@ -242,7 +242,7 @@ class _Check:
         self._same(f"bytes of {move.name}", touched, tuple(round(rewritten) for _, _, rewritten in ways))
         self._value(move.output, value, wanted)
         table = not value.requires_grad and not value.dtype.startswith(("int", "bool"))
-        kept = (Saved(move.output, self.cut.values[move.output].nbytes),) if table else ()
+        kept = (Saved(move.output, self.cut.values[move.output].nbytes, move.output),) if table else ()
         self._same(f"kept by {move.name}", move.saved, kept)
 
 

@@ -11,6 +11,7 @@ from autoplan.errors import PlanError
 from autoplan.graph.ir import Block, OpKind, Origin
 from autoplan.graph.layout import REPLICATE, Layout
 from autoplan.verify.apart import kept_apart, products_apart
+from autoplan.verify.kept import kept_bytes
 from autoplan.verify.verdict import Finding, Illegal, Unfamiliar, Verdict
 from autoplan.verify.ways import Way, way_of
 
@@ -115,7 +116,7 @@ def _sums(
     made: dict[str, Layout] = dict.fromkeys(block.buffers, REPLICATE) | dict(stored)
     made |= {name: passed(block.values[name], boundary, degree) for name in block.inputs}
     made |= {op.output: ways[op.name].output for op in block.ops}
-    compute, sent, kept, at_work = [0.0, 0.0], [0.0, 0.0], 0.0, 0.0
+    compute, sent, at_work = [0.0, 0.0], [0.0, 0.0], 0.0
     wanted = {(name, passed(block.values[name], boundary, degree)) for name in block.outputs}
     for op in block.ops:
         way = ways[op.name]
@@ -132,7 +133,6 @@ def _sums(
                 work = (backward if backwards else forward) / (send.beside + 1)
                 seconds = send.beside * max((1 - cluster.overlap) * seconds, seconds - work)
             sent[backwards] += seconds
-        kept += _kept(op, way, degree)
         at_work = max(at_work, _at_work(block, op, way, degree))
     for name, layout in wanted:
         forward, backward = crosses(block.values[name], made[name], layout, degree, cluster)
@@ -143,7 +143,7 @@ def _sums(
     return UnitSums(
         compute,
         sent,
-        kept,
+        kept_bytes(block, ways, made, degree),
         sum(held(value, passed(value, boundary, degree), degree) for value in entering),
         at_work,
         {name: float(math.prod(shape)) for name, shape in shapes.items()},
@@ -268,17 +268,6 @@ def _product(block: Block, op: Op, way: Way, degree: int) -> tuple[int, int, int
 
 def _by_expert(op: Op, way: Way) -> bool:
     return op.routing is not None and way.shares and way.product_axis == "batch"
-
-
-def _kept(op: Op, way: Way, degree: int) -> float:
-    layouts = dict(zip(op.inputs, way.inputs, strict=True)) | {op.output: way.output}
-    total = 0.0
-    for saved in op.saved:
-        if saved.value is None:
-            total += saved.nbytes / (degree if way.shares else 1)
-        else:
-            total += saved.nbytes / (degree if layouts.get(saved.value, REPLICATE).is_shard else 1)
-    return total
 
 
 def _at_work(block: Block, op: Op, way: Way, degree: int) -> float:
