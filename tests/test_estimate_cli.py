@@ -273,6 +273,24 @@ def test_blanks_are_the_usual_choice_and_said_so() -> None:
         assert name in said
 
 
+@pytest.mark.parametrize(
+    ("name", "size"),
+    [
+        ("meta-llama/Llama-3.1-8B-Instruct", "llama3-8b"),
+        ("Llama 2 70B", "llama2-70b"),
+        ("GPT-3 175B", "gpt3-175b"),
+        ("mistralai/Mixtral-8x7B-v0.1", "mixtral-8x7b"),
+        ("Llama-3.2-1B", "llama3.2-1b"),
+    ],
+)
+def test_a_name_alone_gives_the_dimensions_of_a_known_size(name: str, size: str) -> None:
+    bare = {"gpu": "h100-sxm", "gpus": "64", "global_batch": "128", "seq_len": "4096", "recompute": "full"}
+    said, known = price_rows([{**bare, "model": name}, {**bare, "model": size}])
+    assert said.error == "" and said.step_s == known.step_s is not None
+    (other,) = price_rows([{**bare, "model": "Llama-9-8B"}])
+    assert "layers" in other.error
+
+
 def test_blanks_that_do_not_fit_become_the_least_that_does() -> None:
     """What a table tells of did run: where recomputation is blank, the least that fits is assumed."""
     large = {**ROW, "micro_batch": "8", "recompute": ""}

@@ -86,8 +86,11 @@ def shape_of_size(size: DecoderConfig) -> Transformer:
 
 
 def _built_in(name: str) -> DecoderConfig | None:
-    lowered = name.lower().replace("llama3.1", "llama3")
-    return SIZES.get(ALIASES.get(lowered, lowered))
+    """By a name as people and hubs write it: ``meta-llama/Llama-3.1-8B-Instruct`` is llama3-8b."""
+    plain = re.sub(r"[\s_]+", "-", name.lower().rsplit("/", 1)[-1])
+    plain = re.sub(r"^(llama|gpt)-(?=\d)", r"\1", plain.removeprefix("meta-"))
+    plain = re.sub(r"-(?:instruct|chat|base|hf|v\d[\d.]*)\b.*$", "", plain).replace("llama3.1-", "llama3-")
+    return SIZES.get(ALIASES.get(plain, plain))
 
 
 def _usual_heads(hidden: int, fields: Fields) -> int:
