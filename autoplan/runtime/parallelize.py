@@ -27,9 +27,9 @@ from autoplan.runtime.pieces import held_parameters, pieces_of, same_everywhere
 from autoplan.runtime.program import OptimizerFactory, Program
 from autoplan.runtime.same_weights import same_weights
 from autoplan.runtime.state import aliases
-from autoplan.runtime.world import agree, broadcast_from_first, cluster_at_hand, join, lay_mesh
+from autoplan.runtime.world import World, agree, broadcast_from_first, cluster_at_hand, join, lay_mesh
 
-__all__ = ["parallelize"]
+__all__ = ["allocated", "local_stages", "parallelize"]
 
 
 def parallelize(
@@ -90,11 +90,26 @@ def parallelize(
     graph = graph_at(plan.micro_batch)
     _check_plan(plan, graph, job)
     world = lay_mesh(plan, started)
-    master = getattr(torch, plan.precision.master_dtype)
-    tp_axis = world.axis("tp") if plan.tp > 1 else None
     parameters, buffers = same_weights(model)
     seed = broadcast_from_first(torch.initial_seed())
     buffers |= initialised(model, {name for name, buffer in buffers.items() if buffer.is_meta}, seed)
+    stages = local_stages(graph, plan, world, parameters, buffers, model.training)
+    if any(parameter.is_meta for parameter in parameters.values()):
+        _give_weights(stages, model, seed, world.device)
+    return Program(stages, plan, graph, world, optimizer or _adamw, model, buffers, cluster, seed)
+
+
+def local_stages(
+    graph: ModelGraph,
+    plan: Plan,
+    world: World,
+    parameters: Mapping[str, nn.Parameter],
+    buffers: Mapping[str, Tensor],
+    training: bool,
+) -> list[StageModule]:
+    """This rank's stages in the order of the model, their state sharded; meta parameters stay so."""
+    master = getattr(torch, plan.precision.master_dtype)
+    tp_axis = world.axis("tp") if plan.tp > 1 else None
     local = cut_graph(graph, plan.cp_layouts, Layout.parse(plan.cp_boundary), plan.cp, plan.cp_order)
     check_policies(local, plan)
     stages = []
@@ -103,11 +118,19 @@ def parallelize(
             stage = build_stage(
                 local, plan, place, parameters, buffers, tp_axis, master, world.device, world.cp_group
             )
-            stages.append(_put_on(stage, world.device).train(model.training))
+            stages.append(_put_on(stage, world.device).train(training))
             shard_state(stages[-1], plan, world)
-    if any(parameter.is_meta for parameter in parameters.values()):
-        _give_weights(stages, model, seed, world.device)
-    return Program(stages, plan, graph, world, optimizer or _adamw, model, buffers, cluster, seed)
+    return stages
+
+
+def allocated(stages: list[StageModule], device: torch.device) -> None:
+    """Give memory on ``device``, without values, to what is on the meta device; what is tied stays tied."""
+    for stage in stages:
+        tied = _places(stage)
+        stage._apply(lambda t: torch.empty_like(t, device=device) if t.is_meta else t)
+        for (first, own), *others in tied:  # each place got a parameter of its own
+            for module, name in others:
+                module._parameters[name] = first._parameters[own]
 
 
 def _put_on(stage: StageModule, device: torch.device) -> StageModule:
@@ -119,12 +142,7 @@ def _give_weights(stages: list[StageModule], model: nn.Module, seed: int, device
     """Memory, and the initial values, for this rank's pieces of what is on the meta device."""
     names = aliases(model)
     meta = {name for name, one in held_parameters(stages, names).items() if one.parameter.is_meta}
-    for stage in stages:
-        tied = _places(stage)
-        stage._apply(lambda t: torch.empty_like(t, device=device) if t.is_meta else t)
-        for (first, own), *others in tied:  # each place got a parameter of its own
-            for module, name in others:
-                module._parameters[name] = first._parameters[own]
+    allocated(stages, device)
     held = held_parameters(stages, names)
     for name, whole in initialised(model, meta, seed):
         pieces_of(held[name].parameter, held[name].layout).fill(whole)
