@@ -62,18 +62,20 @@ def tried(case: Case, pools: Pools) -> tuple[str, float]:
         return str(error), 0.0
 
 
-def sample(seed: int, worlds: tuple[int, ...], plans: int, minutes: float) -> dict[str, Any]:
-    """Random plans until ``plans`` are done or the time is up."""
+def sample(
+    seed: int, worlds: tuple[int, ...], models: tuple[str, ...], plans: int, minutes: float
+) -> dict[str, Any]:
+    """Random plans until ``plans`` are done or the time is up; of all models where ``models`` is empty."""
     rng, pools = random.Random(seed), Pools()
     for one in {
-        (c.model, c.dtype, c.micro_batch): c for c in (draw(rng, worlds) for _ in range(500))
+        (c.model, c.dtype, c.micro_batch): c for c in (draw(rng, worlds, models) for _ in range(500))
     }.values():
         traced(one)
     start = time.monotonic()
     taken: dict[str, Counter[str]] = {name: Counter() for name in (*DECISIONS, "ranks")}
     wrong, worst, count = [], Counter[str](), 0
     while count < plans and time.monotonic() - start < 60 * minutes:
-        case = draw(rng, worlds)
+        case = draw(rng, worlds, models)
         text, difference = tried(case, pools)
         count += 1
         if text:
@@ -83,7 +85,7 @@ def sample(seed: int, worlds: tuple[int, ...], plans: int, minutes: float) -> di
         for name in DECISIONS:
             taken[name][str(getattr(case, name))] += 1
         taken["ranks"][str(case.world)] += 1
-        if count % 50 == 0:
+        if count % 10 == 0:
             print(f"{count} plans, {len(wrong)} wrong, {time.monotonic() - start:.0f} s", flush=True)
     pools.close()
     return {
@@ -121,6 +123,7 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=10.0)
     parser.add_argument("--plans", type=int, default=10**6)
     parser.add_argument("--worlds", type=int, nargs="+", default=[1, 2, 4, 8])
+    parser.add_argument("--models", nargs="+", default=[], help="some of those in tests/plan_draws.py")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--curves", action="store_true")
     asked = parser.parse_args()
@@ -128,7 +131,7 @@ def main() -> None:
     if asked.curves:
         result["curves"] = surroundings() | {"steps": STEPS, "plans": curves()}
     else:
-        made = sample(asked.seed, tuple(asked.worlds), asked.plans, asked.minutes)
+        made = sample(asked.seed, tuple(asked.worlds), tuple(asked.models), asked.plans, asked.minutes)
         result["runs"].append(surroundings() | made)
         print(f"{made['equal']} of {made['plans']} plans equal one process")
     result["plans"] = sum(one["plans"] for one in result["runs"])
