@@ -239,6 +239,7 @@ def test_the_options_of_search_are_the_ones_promised() -> None:
         *("--micro-batch", "--recompute", "--no-recompute"),
         *("--pin", "--forbid"),
         *("--moe-imbalance", "--moe-histogram", "--moe-capacity"),
+        *("--tokens", "--objective", "--max-cost", "--max-days", "--price"),
         *("--gap", "--time-limit", "--top", "--json", "--out", "--trace", "--quiet"),
     }
 

@@ -16,7 +16,8 @@ from autoplan.errors import ProfileError
 from autoplan.hardware import Cluster
 from autoplan.plan import Job
 from autoplan.search.frontier import Point, best_point, curve
-from autoplan.search.objective import Objective, Run, require_power, require_price, run_of
+from autoplan.search.goal import Objective, require_power, require_price
+from autoplan.search.objective import Run, run_of
 
 JOB = Job(global_batch=32, tokens_per_sample=1024)
 ASK = ["frontier", "models.py:perceptron", "--global-batch", "64", "--tokens", "1e9", "--nodes", "1..2"]
@@ -44,10 +45,9 @@ def test_the_figures_of_a_run() -> None:
     cluster = powered(toy_cluster(nodes=2, memory=12e9))
     tokens = 100 * 32 * 1024  # a hundred steps
     run = run_of(found, tokens, JOB, cluster)
-    step_s, parts = found.estimate.step_time_s, found.estimate.parts
+    step_s, busy = found.estimate.step_time_s, found.estimate.busy_s
     assert run.seconds == pytest.approx(100 * step_s)
     assert run.cost == pytest.approx(100 * step_s / 3600 * 8 * 2.0)
-    busy = parts["compute"] + parts["recompute"] + parts["optimizer"]
     assert run.energy_kwh == pytest.approx(100 * 8 * (70 * step_s + 630 * busy) / 3.6e6)
     assert run_of(found, tokens, JOB, cluster, price=1.0).cost == pytest.approx((run.cost or 0) / 2)
     unknown = run_of(found, tokens, JOB, bare(cluster))

@@ -8,7 +8,7 @@ from typing import Any, NoReturn
 
 from autoplan.errors import InputError
 
-__all__ = ["Parser", "UsageError", "fraction", "one_of", "ratio", "seconds", "whole_number"]
+__all__ = ["Parser", "UsageError", "fraction", "one_of", "positive", "ratio", "seconds", "whole_number"]
 
 
 class UsageError(InputError):
@@ -69,6 +69,18 @@ def seconds(option: str) -> Callable[[str], float]:
         value = _number(text)
         if not 0 < value < float("inf"):
             raise InputError(option, text, "a positive number of seconds", f"give {option} 60")
+        return value
+
+    return convert
+
+
+def positive(option: str) -> Callable[[str], float]:
+    """A converter: a positive, finite number."""
+
+    def convert(text: str) -> float:
+        value = _number(text)
+        if not 0 < value < float("inf"):
+            raise InputError(option, text, "a positive number", f"give {option} 1e12")
         return value
 
     return convert

@@ -5,10 +5,10 @@ from __future__ import annotations
 import argparse
 import re
 import sys
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from autoplan.cli.arguments import fraction, one_of
+from autoplan.cli.arguments import fraction, positive
+from autoplan.cli.goal import add_goal
 from autoplan.cli.progress import LateProgress
 from autoplan.cli.question import (
     add_experts,
@@ -65,27 +65,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         type=_price,
         help="US dollars for an hour of one device, in place of the profile's; may be repeated",
     )
-    goal = parser.add_argument_group("what counts")
-    goal.add_argument(
-        "--tokens",
-        metavar="N",
-        required=True,
-        type=_positive("--tokens"),
-        help="tokens to train on in all, such as 15e12",
-    )
-    goal.add_argument(
-        "--objective",
-        metavar="WHAT",
-        default="cost",
-        type=one_of("--objective", "time", "cost", "energy"),
-        help="what the point that is named best has least of: time, cost or energy (default: cost)",
-    )
-    goal.add_argument(
-        "--max-cost", metavar="DOLLARS", type=_positive("--max-cost"), help="the most that the run may cost"
-    )
-    goal.add_argument(
-        "--max-days", metavar="DAYS", type=_positive("--max-days"), help="the most days that it may take"
-    )
+    goal = add_goal(parser, of_what="the point that is named best", default="cost", needs_tokens=True)
     goal.add_argument(
         "--gap", metavar="SHARE", type=fraction("--gap"), default=0.01, help="as for search (default: 0.01)"
     )
@@ -101,8 +81,8 @@ def run(args: argparse.Namespace) -> int:
     from autoplan.graph.sources import load_source
     from autoplan.hardware import Cluster
     from autoplan.search.frontier import best_point, curve, points
+    from autoplan.search.goal import Objective
     from autoplan.search.graphs import Graphs
-    from autoplan.search.objective import Objective
 
     objective = Objective(args.objective)
     with LateProgress(args.quiet or args.json) as progress:
@@ -129,6 +109,8 @@ def run(args: argparse.Namespace) -> int:
                 args.tokens,
                 prices=prices,
                 objective=objective,
+                max_cost=args.max_cost,
+                max_days=args.max_days,
                 progress=progress.update,
                 **options,
             )
@@ -192,17 +174,4 @@ def _price(text: str) -> tuple[str, float]:
     name, equals, dollars = text.rpartition("=")
     if not equals or not name:
         raise InputError("--price", text, "NAME=DOLLARS", "give --price h100-sxm=2.50")
-    return name, _positive("--price")(dollars)
-
-
-def _positive(option: str) -> Callable[[str], float]:
-    def convert(text: str) -> float:
-        try:
-            value = float(text)
-        except ValueError:
-            value = float("nan")
-        if not 0 < value < float("inf"):
-            raise InputError(option, text, "a positive number", f"give {option} 1e12")
-        return value
-
-    return convert
+    return name, positive("--price")(dollars)

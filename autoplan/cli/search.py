@@ -7,7 +7,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from autoplan.cli.arguments import fraction, seconds, whole_number
+from autoplan.cli.arguments import fraction, positive, seconds, whole_number
+from autoplan.cli.goal import add_goal
 from autoplan.cli.progress import LateProgress
 from autoplan.cli.question import (
     add_cluster,
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from autoplan.graph.ir import ModelGraph
     from autoplan.hardware import Cluster
     from autoplan.plan import Job, Plan
+    from autoplan.search.objective import Run
     from autoplan.search.result import SearchResult
 
 __all__ = ["add_parser", "run"]
@@ -36,6 +38,7 @@ _EPILOG = """\
 examples:
   autoplan search llama3-8b --cluster h100-sxm --nodes 2 --global-batch 256
   autoplan search path/to/config.json --cluster h100-sxm --gpus 64 --seq 4096 --global-batch 512 --out plan.json
+  autoplan search llama3-8b --cluster h100-sxm --nodes 8 --global-batch 512 --tokens 1e12 --objective energy --max-days 60
   autoplan search my_models.py:make --cluster cluster.toml --global-batch 64 --tp 2 --no-recompute --json
 
 exit status: 0 a plan was found; 2 an input is wrong; 3 nothing fits (the message says what would)
@@ -54,6 +57,13 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     add_cluster(parser)
     add_experts(parser)
     add_pins(parser)
+    goal = add_goal(parser, of_what="the plan", default="time", needs_tokens=False)
+    goal.add_argument(
+        "--price",
+        metavar="DOLLARS",
+        type=positive("--price"),
+        help="US dollars for an hour of one GPU, in place of the profile's",
+    )
     _add_search(parser)
     _add_output(parser)
     parser.set_defaults(run=run)
@@ -111,6 +121,7 @@ def run(args: argparse.Namespace) -> int:
         job = job_of(args, source)
         graph_at = graphs_of(source, job, cluster, routing_of(args), progress)
         result = _search(args, graph_at, job, cluster, progress)
+        ran = _run_of(args, result, job, cluster)
         if args.trace and result.plan is not None:
             progress.update("writing the trace")
             _write_trace(args.trace, graph_at(result.plan.micro_batch), result.plan, job, cluster)
@@ -123,9 +134,9 @@ def run(args: argparse.Namespace) -> int:
 
         write_plan(msgspec.structs.replace(result.plan, asked=asked(args)), args.out)
     if args.json:
-        _print_json(result.to_json())
+        _print_json({**result.to_json(), "run": ran and ran.to_json()})
     elif not args.quiet:
-        _print_report(args, result, job, cluster)
+        _print_report(args, result, job, cluster, ran)
     return 0
 
 
@@ -141,8 +152,18 @@ def _search(
     args: argparse.Namespace, graph_at: Any, job: Job, cluster: Cluster, progress: LateProgress
 ) -> SearchResult:
     from autoplan.search import search
+    from autoplan.search.goal import Goal, Objective
 
     pins = pins_of(args)
+    goal = Goal.of(
+        Objective(args.objective),
+        job,
+        cluster,
+        tokens=args.tokens,
+        price=args.price,
+        max_cost=args.max_cost,
+        max_days=args.max_days,
+    )
     try:
         return search(
             graph_at,
@@ -154,12 +175,22 @@ def _search(
             time_limit_s=args.time_limit,
             progress=progress.update,
             top=args.top,
+            goal=goal,
         )
     except InputError as error:
         if error.field not in pins:
             raise
         option = f"--{error.field.replace('_', '-')}"  # as the user wrote it
         raise type(error)(option, error.value, error.expected, error.remedy) from None
+
+
+def _run_of(args: argparse.Namespace, result: SearchResult, job: Job, cluster: Cluster) -> Run | None:
+    """Figures of the run that ``--tokens`` describes."""
+    if args.tokens is None or result.best is None:
+        return None
+    from autoplan.search.objective import run_of
+
+    return run_of(result.best, args.tokens, job, cluster, args.price)
 
 
 def _write_trace(path: str, graph: ModelGraph, plan: Plan, job: Job, cluster: Cluster) -> None:
@@ -188,10 +219,12 @@ def _tell_conflict(args: argparse.Namespace, result: SearchResult) -> int:
     return error.exit_status
 
 
-def _print_report(args: argparse.Namespace, result: SearchResult, job: Job, cluster: Cluster) -> None:
+def _print_report(
+    args: argparse.Namespace, result: SearchResult, job: Job, cluster: Cluster, ran: Run | None
+) -> None:
     from autoplan.report import print_report, search_report
 
-    print_report(search_report(result, job, cluster), sys.stdout)
+    print_report(search_report(result, job, cluster, ran), sys.stdout)
     written = [path for path in (args.out, args.trace) if path]
     if written:
         print(f"\nwritten to {' and '.join(written)}")

@@ -35,7 +35,7 @@ class StageEstimate(msgspec.Struct, frozen=True, kw_only=True):
 class Estimate(msgspec.Struct, frozen=True, kw_only=True):
     """The price of a plan. ``parts`` are seconds by cause on the busiest path; they add up to the step.
 
-    ``mfu`` counts attention as causal where the model's is; ``mfu_full_attention`` counts all of it.
+    ``busy_s`` is for how long of a step the mean rank computes, optimizer and recomputation included. ``mfu`` counts attention as causal where the model's is; ``mfu_full_attention`` counts all of it.
     """
 
     step_time_s: float
@@ -49,3 +49,4 @@ class Estimate(msgspec.Struct, frozen=True, kw_only=True):
     fits: bool
     parts: dict[str, float]
     stages: tuple[StageEstimate, ...]
+    busy_s: float = 0.0

@@ -75,7 +75,10 @@ def step_estimate(
         StageEstimate(forward_s=p.times.forward_s, backward_s=p.times.backward_s, memory=p.memory)
         for p in priced
     )
-    return _estimate(graph, job, cluster, step_s, parts, estimates)
+    m = degrees.num_micro_batches
+    busy = [m * (p.times.times.forward_s + p.times.times.backward_s + p.times.recompute_s) for p in priced]
+    busy_s = (sum(busy) + sum(p.times.optimizer_s for p in priced)) / degrees.pp
+    return _estimate(graph, job, cluster, step_s, parts, estimates, busy_s)
 
 
 def stage_prices(
@@ -188,6 +191,7 @@ def _estimate(
     step_s: float,
     parts: dict[str, float],
     stages: tuple[StageEstimate, ...],
+    busy_s: float,
 ) -> Estimate:
     graph = graph.whole or graph
     per_rank = job.global_batch / graph.micro_batch / cluster.world_size / step_s
@@ -208,4 +212,5 @@ def _estimate(
         fits=worst <= limit,
         parts=parts,
         stages=stages,
+        busy_s=busy_s,
     )

@@ -14,7 +14,7 @@ from rich.text import Text
 from autoplan.plan import Job
 from autoplan.report.explain_report import plan_words
 from autoplan.search.frontier import Point
-from autoplan.search.objective import Objective
+from autoplan.search.goal import Objective
 from autoplan.units import count, seconds
 
 __all__ = ["frontier_json", "frontier_report"]

@@ -10,7 +10,7 @@ from autoplan.plan import Plan, Schedule
 from autoplan.search.result import Candidate
 from autoplan.units import bytes_binary
 
-__all__ = ["Reason", "decision_reasons", "percent"]
+__all__ = ["Reason", "decision_reasons", "percent", "signed_percent"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +45,11 @@ def decision_reasons(best: Candidate, runners_up: Sequence[Candidate], cluster: 
 def percent(share: float) -> str:
     """``0.1234`` → ``12.3 %``."""
     return f"{share * 100:.1f} %"
+
+
+def signed_percent(share: float) -> str:
+    """``0.1234`` → ``+12.3 %``."""
+    return f"{'-' if share < 0 else '+'}{percent(abs(share))}"
 
 
 _DECISIONS: dict[str, Callable[[Plan], object]] = {
@@ -137,4 +142,4 @@ def _otherwise(name: str, best: Candidate, runners_up: Sequence[Candidate]) -> s
         return ""
     nearest = min(others, key=lambda runner: runner.estimate.step_time_s)
     loss = nearest.estimate.step_time_s / best.estimate.step_time_s - 1
-    return f"{name} {_DECISIONS[name](nearest.plan)}: +{percent(loss)}"
+    return f"{name} {_DECISIONS[name](nearest.plan)}: {signed_percent(loss)}"

@@ -17,12 +17,13 @@ from autoplan.cost.memory import HEADROOM
 from autoplan.hardware import Cluster
 from autoplan.plan import Job, Plan
 from autoplan.report.layers import stage_lines
-from autoplan.report.reasons import decision_reasons, percent
+from autoplan.report.reasons import decision_reasons, percent, signed_percent
 from autoplan.search.result import Candidate, SearchResult, Status
 from autoplan.units import bytes_binary, count, seconds
 
 if TYPE_CHECKING:
     from autoplan.graph.unruled import UnruledOp
+    from autoplan.search.objective import Run
 
 __all__ = ["search_report"]
 
@@ -33,20 +34,24 @@ _MOST_RUNNERS_UP = 8
 _MOST_UNRULED = 4
 
 
-def search_report(result: SearchResult, job: Job, cluster: Cluster) -> RenderableType:
-    """A rich renderable of at most 100 columns. The result must hold a plan."""
+def search_report(result: SearchResult, job: Job, cluster: Cluster, ran: Run | None = None) -> RenderableType:
+    """A rich renderable of at most 100 columns. The result must hold a plan; ``ran`` is what a run under it takes."""
     if result.best is None:
         raise ValueError("an infeasible result has no plan to report; see search_conflict")
-    return Group(*_sections(result, result.best, job, cluster))
+    return Group(*_sections(result, result.best, job, cluster, ran))
 
 
-def _sections(result: SearchResult, best: Candidate, job: Job, cluster: Cluster) -> Iterator[RenderableType]:
+def _sections(
+    result: SearchResult, best: Candidate, job: Job, cluster: Cluster, ran: Run | None
+) -> Iterator[RenderableType]:
     yield _title(best.plan, job, cluster)
     yield Text()
     yield _decisions(best, result.runners_up, cluster)
     yield Text()
     yield _speed(best.estimate, "tokens" if job.tokens_per_sample else "samples")
     yield _parts(best.estimate)
+    if ran is not None:
+        yield _run(ran, "tokens" if job.tokens_per_sample else "samples")
     yield Text()
     yield from _memory(best.estimate)
     yield Text()
@@ -90,6 +95,13 @@ def _speed(estimate: Estimate, unit: str) -> Text:
         f"{_mfu(estimate)}, {estimate.model_tflops_per_gpu:.3g} TFLOP/s"
     )
     return Text.assemble(("step ", "bold cyan"), (seconds(estimate.step_time_s), "bold"), f"  {shown}")
+
+
+def _run(ran: Run, unit: str) -> Text:
+    said = [f"{ran.days:,.3g} days"]
+    said += [f"${ran.cost:,.0f}"] if ran.cost is not None else []
+    said += [f"{ran.energy_kwh / 1000:,.3g} MWh"] if ran.energy_kwh is not None else []
+    return Text.assemble(("run ", "bold cyan"), f"{count(ran.tokens)} {unit} in ", (", ".join(said), "bold"))
 
 
 def _mfu(estimate: Estimate) -> str:
@@ -136,8 +148,11 @@ def _proof(result: SearchResult) -> Iterator[RenderableType]:
     sentence = {
         Status.OPTIMAL: f"{bound} under the cost model",
         Status.WITHIN_GAP: f"{bound}, so none is better by more than {percent(result.gap)}",
-        Status.LIMIT: f"{bound}; this one may be slower than the best by up to {percent(result.gap)}",
+        Status.LIMIT: f"{bound}; this one may be worse than the best by up to {percent(result.gap)}",
     }[result.status]
+    if result.objective == "energy":
+        more = "" if result.status is Status.OPTIMAL else f" by more than {percent(result.gap)}"
+        sentence = f"no plan of the space takes less energy{more} under the cost model"
     yield Text.assemble((f"{result.status.value.replace('_', ' ')}: ", "bold cyan"), sentence)
     if result.checked:
         again = f"derived again by an independent check: {', '.join(result.checked)}"
@@ -151,21 +166,31 @@ def _runners_up(best: Candidate, runners_up: Sequence[Candidate]) -> Table:
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1), pad_edge=False, show_edge=False)
     long = any(candidate.plan.cp > 1 for candidate in (best, *runners_up))
     degrees = ("pp", "dp", "fsdp", *(("cp",) if long else ()), "tp", "zero")
-    for name in (*degrees, "micro-batch", "recompute", "step", "slower", "memory"):
+    staged = any(candidate.plan.pp > 1 for candidate in (best, *runners_up))
+    order = ("schedule",) if staged else ()
+    for name in (*degrees, *order, "micro-batch", "recompute", "step", "slower", "memory"):
         table.add_column(name, justify="right", no_wrap=True)
     for candidate in (best, *runners_up):
         plan, estimate = candidate.plan, candidate.estimate
         loss = estimate.step_time_s / best.estimate.step_time_s - 1
         table.add_row(
             *(str(getattr(plan, name)) for name in degrees),
+            *(_order(plan) for _ in order),
             f"{plan.micro_batch} × {plan.num_micro_batches}",
             plan.recompute,
             seconds(estimate.step_time_s),
-            "" if candidate is best else f"+{percent(loss)}",
+            "" if candidate is best else signed_percent(loss),
             bytes_binary(estimate.peak_memory_bytes),
             style="bold" if candidate is best else "",
         )
     return table
+
+
+def _order(plan: Plan) -> str:
+    """The schedule, and how many stages a rank has if several."""
+    if plan.pp == 1:
+        return ""
+    return str(plan.schedule) if plan.vpp == 1 else f"{plan.schedule} × {plan.vpp}"
 
 
 def _unruled(ops: Sequence[UnruledOp]) -> Iterator[RenderableType]:

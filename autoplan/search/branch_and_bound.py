@@ -28,6 +28,7 @@ from typing import TYPE_CHECKING
 
 from autoplan.cost.degrees import Degrees
 from autoplan.cost.step import Assignment
+from autoplan.search.goal import Goal, Objective
 from autoplan.search.result import Candidate
 from autoplan.search.space import Space
 
@@ -53,13 +54,14 @@ class _Level(IntEnum):
 
 @dataclass(frozen=True, slots=True, order=True)
 class _Entry:
-    """A candidate in the queue; of equal bounds, the one looked at most closely comes first."""
+    """A candidate in the queue; of equal bounds of the goal, the one looked at most closely comes first."""
 
-    bound_s: float
+    least: float
     closeness: int
     degrees: Degrees
     choice: int = 0
     priced: tuple[tuple[Assignment, ...], ...] = field(default=(), compare=False)
+    bound_s: float = field(default=0.0, compare=False)
 
     @property
     def level(self) -> _Level:
@@ -76,7 +78,9 @@ class BranchAndBound:
         most_looks: stop after so many looks at candidates, if a plan has been found.
         found: the plans that were priced, the fastest first once ``run`` has returned.
         pruned: candidates that were never priced: infeasible, or too slow to matter.
-        bound_s: no plan of the space is faster; known once ``run`` has returned.
+        goal: what to have least of.
+        bound_s: no plan of the space that the goal allows is faster; known once ``run`` has returned.
+        least: nor has one less of the goal.
     """
 
     space: Space
@@ -86,10 +90,13 @@ class BranchAndBound:
     most_looks: float = math.inf
     found: list[Candidate] = field(default_factory=list)
     pruned: int = 0
+    goal: Goal = field(default_factory=Goal)
     bound_s: float = 0.0
+    least: float = 0.0
     _queue: list[_Entry] = field(default_factory=list)
+    _least_solved: float = math.inf
     _least_solved_s: float = math.inf
-    _best_s: float = math.inf
+    _best: float = math.inf
     _priced: set[Degrees] = field(default_factory=set)
 
     def run(self) -> None:
@@ -97,18 +104,21 @@ class BranchAndBound:
         for degrees in self.space.candidates:
             bound_s = self.space.first_bound_s(degrees)
             if bound_s < math.inf:
-                self._queue.append(_Entry(bound_s, -_Level.ROUGH, degrees))
+                self._queue.append(self._entry(bound_s, _Level.ROUGH, degrees))
                 if self.space.stands_for(degrees):
                     bound_s = self.space.first_bound_s(degrees, any_schedule=True)
-                    self._queue.append(_Entry(bound_s, -_Level.FAMILY, degrees))
+                    self._queue.append(self._entry(bound_s, _Level.FAMILY, degrees))
+        self._queue = [entry for entry in self._queue if entry.least < math.inf]
         heapq.heapify(self._queue)
         looks = 0
-        while self._queue and self._queue[0].bound_s < self._best_s * (1 - self.gap):
+        while self._queue and self._queue[0].least < self._best * (1 - self.gap):
             if self.found and (looks > self.most_looks or time.monotonic() > self.stop_at):
                 break
             self._step()
             looks += 1
-        self.bound_s = min(self._queue[0].bound_s if self._queue else math.inf, self._least_solved_s)
+        self.least = min(self._queue[0].least if self._queue else math.inf, self._least_solved)
+        self.bound_s = min((entry.bound_s for entry in self._queue), default=math.inf)
+        self.bound_s = min(self.bound_s, self._least_solved_s)
         self._close()
 
     def more(self, wanted: int) -> None:
@@ -120,7 +130,7 @@ class BranchAndBound:
         def near(degrees: Degrees) -> bool:
             return self.space.knows(degrees) or degrees.micro_batch == best
 
-        best = min(self.found, key=lambda c: c.estimate.step_time_s).plan.micro_batch
+        best = min(self.found, key=lambda c: self.goal.value(c.estimate)).plan.micro_batch
         queue = list(self._queue)
         seen = {mesh_of(candidate.plan) for candidate in self.found}
         looks = 0
@@ -138,7 +148,7 @@ class BranchAndBound:
         self._close()
 
     def _close(self) -> None:
-        self.found.sort(key=lambda c: (c.estimate.step_time_s, Degrees.of(c.plan), c.plan.boundary))
+        self.found.sort(key=lambda c: (self.goal.value(c.estimate), Degrees.of(c.plan), c.plan.boundary))
         self.pruned = self.space.count - len(self._priced)
 
     def _step(self) -> None:
@@ -154,18 +164,32 @@ class BranchAndBound:
         closer: list[_Entry] = []
         if entry.level is _Level.FAMILY:
             if (bound_s := space.work_bound_s(degrees)) > entry.bound_s:
-                return [_Entry(bound_s, -_Level.FAMILY, degrees)]
+                return [
+                    found for found in [self._entry(bound_s, entry.level, degrees)] if found.least < math.inf
+                ]
             for variant in space.variants(degrees):
                 bound_s = max(entry.bound_s, space.first_bound_s(variant))
-                closer.append(_Entry(bound_s, -_Level.ROUGH, variant))
+                closer.append(self._entry(bound_s, _Level.ROUGH, variant))
         elif entry.level is _Level.ROUGH:
             bound_s = max(entry.bound_s, space.optimistic_bound_s(degrees))
-            closer.append(_Entry(bound_s, -_Level.CHAIN, degrees))
+            closer.append(self._entry(bound_s, _Level.CHAIN, degrees))
         elif entry.level is _Level.CHAIN:
             for index, choice in enumerate(space.choices(degrees)):
                 bound_s = max(entry.bound_s, space.choice_bound_s(degrees, choice))
-                closer.append(_Entry(bound_s, -_Level.LAYOUT, degrees, index))
-        return [found for found in closer if found.bound_s < math.inf]
+                closer.append(self._entry(bound_s, _Level.LAYOUT, degrees, index))
+        return [found for found in closer if found.least < math.inf]
+
+    def _entry(self, bound_s: float, level: _Level, degrees: Degrees, choice: int = 0) -> _Entry:
+        least = self._least(bound_s, level, degrees, choice)
+        return _Entry(least, -level, degrees, choice, bound_s=bound_s)
+
+    def _least(self, bound_s: float, level: _Level, degrees: Degrees, choice: int) -> float:
+        """A bound of the goal for steps of ``bound_s`` and more."""
+        busy_s = 0.0
+        if self.goal.objective is Objective.ENERGY:
+            chosen = self.space.choices(degrees)[choice] if level is _Level.LAYOUT else None
+            busy_s = self.space.least_busy_s(degrees, chosen)
+        return self.goal.bound(bound_s, busy_s)
 
     def _price(self, entry: _Entry) -> None:
         choice = self.space.choices(entry.degrees)[entry.choice]
@@ -174,21 +198,24 @@ class BranchAndBound:
             return
         # Whatever the exact price says of this staging, no staging of these that are left beats its bound.
         bound_s = max(entry.bound_s, staging.bound_s)
+        left = self._entry(bound_s, entry.level, entry.degrees, entry.choice)
         candidate = self.space.candidate(entry.degrees, choice, staging.stages)
         fits, step_s = candidate.estimate.fits, candidate.estimate.step_time_s
         if (fits and step_s <= bound_s * (1 + _CLOSE)) or len(entry.priced) + 1 >= _STAGINGS:
             self._least_solved_s = min(self._least_solved_s, bound_s)
-        else:
-            priced = (*entry.priced, staging.stages)
-            heapq.heappush(self._queue, replace(entry, bound_s=bound_s, priced=priced))
-        if not fits:
+            self._least_solved = min(self._least_solved, left.least)
+        elif left.least < math.inf:
+            heapq.heappush(self._queue, replace(left, priced=(*entry.priced, staging.stages)))
+        value = self.goal.value(candidate.estimate)
+        if not fits or value == math.inf:
             return
         self._priced.add(entry.degrees)
         self.found.append(candidate)
-        self._best_s = min(self._best_s, step_s)
+        self._best = min(self._best, value)
         if self.progress is not None:
+            step_s = min(self.found, key=lambda c: self.goal.value(c.estimate)).estimate.step_time_s
             self.progress(
-                f"{len(self.found)} plans priced, {len(self._queue)} candidates open, best step {self._best_s:.3f} s"
+                f"{len(self.found)} plans priced, {len(self._queue)} candidates open, best step {step_s:.3f} s"
             )
 
 

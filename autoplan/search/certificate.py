@@ -56,4 +56,5 @@ def _claim(estimate: Estimate) -> Claim:
         stage_bytes=[stage.memory.total for stage in estimate.stages],
         limit_bytes=estimate.memory_limit_bytes,
         fits=estimate.fits,
+        busy_s=estimate.busy_s,
     )

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from autoplan.errors import InputError, PlanError
+from autoplan.search.goal import Goal, Objective, require_power, require_price
 from autoplan.search.graphs import Graphs
-from autoplan.search.objective import Objective, Run, require_power, require_price, run_of
+from autoplan.search.objective import Run, run_of
 from autoplan.search.outer import search
 from autoplan.search.result import SearchResult
 
@@ -37,6 +38,8 @@ def points(
     *,
     prices: Mapping[str, float] | None = None,
     objective: Objective = Objective.COST,
+    max_cost: float | None = None,
+    max_days: float | None = None,
     gap: float = 0.01,
     pin: Mapping[str, Any] | None = None,
     forbid: Sequence[tuple[str, Any]] = (),
@@ -47,6 +50,8 @@ def points(
     Args:
         graphs_on: the model's graphs for a cluster's kind of device.
         prices: US dollars for an hour of one device, by name of the profile, in place of the profile's.
+        objective: what the plan of a point has least of. On one cluster the cheapest is the fastest; for energy,
+            ``max_cost`` and ``max_days`` say which plans are allowed where any of them is within both.
 
     Raises ProfileError before any search if a profile lacks a price, or for the objective of energy a power.
     """
@@ -58,17 +63,24 @@ def points(
     for index, cluster in enumerate(clusters):
         if progress is not None:
             progress(f"{index + 1} of {len(clusters)}: {cluster.nodes} × {cluster.name}")
-        try:
-            found = search(
-                graphs_on(cluster), job, cluster, pin=pin, forbid=forbid, gap=gap, top=1, cures=False
+        price = prices.get(cluster.name)
+        goal = Goal()
+        if objective is Objective.ENERGY:
+            goal = Goal.of(
+                objective, job, cluster, tokens=tokens, price=price, max_cost=max_cost, max_days=max_days
             )
+        options: dict[str, Any] = {"pin": pin, "forbid": forbid, "gap": gap, "top": 1, "cures": False}
+        try:
+            found = search(graphs_on(cluster), job, cluster, goal=goal, **options)
+            if found.best is None and goal.limited:  # its fastest plan says how far it is from the limits
+                found = search(graphs_on(cluster), job, cluster, **options)
         except (InputError, PlanError) as error:
             yield Point(cluster, None, None, str(error))
             continue
         if found.best is None:
             yield Point(cluster, found, None, "no plan fits in memory")
             continue
-        yield Point(cluster, found, run_of(found.best, tokens, job, cluster, prices.get(cluster.name)))
+        yield Point(cluster, found, run_of(found.best, tokens, job, cluster, price))
 
 
 def curve(found: Sequence[Point]) -> list[Point]:

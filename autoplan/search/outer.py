@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING, Any
 from autoplan.cost.unit import StrategiesOf
 from autoplan.search.branch_and_bound import BranchAndBound, mesh_of
 from autoplan.search.certificate import certified
+from autoplan.search.goal import Goal
 from autoplan.search.graphs import GraphAt, Graphs
 from autoplan.search.infeasible import explain
 from autoplan.search.layout_problem import LayoutsOf
 from autoplan.search.pins import Pins
-from autoplan.search.result import Candidate, SearchResult, Status
+from autoplan.search.result import Candidate, Cure, SearchResult, Status
 from autoplan.search.space import Space
 
 if TYPE_CHECKING:
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 
 __all__ = ["search"]
 
+_FASTEST = Goal()
 _OPTIMAL = 1e-6  # a relative gap that is no gap
 
 
@@ -43,6 +45,7 @@ def search(
     cures: bool = True,
     strategies_of: StrategiesOf | None = None,
     layouts_of: LayoutsOf | None = None,
+    goal: Goal = _FASTEST,
 ) -> SearchResult:
     """Search every combination of degrees, state sharding, micro-batch, stages, recomputation and layouts.
 
@@ -60,6 +63,7 @@ def search(
         top: plans to return, the best included.
         cures: if nothing fits, say what would mend it.
         strategies_of, layouts_of: ``graph.axes``, unless a test brings its own.
+        goal: what to have least of, and what no plan may exceed.
 
     Raises InputError or PlanError for a pin or a batch that cannot be, or a cluster of several types of
     device; that nothing fits is a status.
@@ -79,10 +83,15 @@ def search(
     stop_at = started + time_limit_s if time_limit_s is not None else math.inf
     while True:
         space = Space(graphs, job, cluster, pins, strategies_of, layouts_of)
-        tree = BranchAndBound(space, gap, stop_at, progress)
+        tree = BranchAndBound(space, gap, stop_at, progress, goal=goal)
         tree.run()
         if not tree.found:
             found = _result(tree, Status.INFEASIBLE, time.monotonic() - started)
+            if goal.limited:
+                free = BranchAndBound(space, gap, stop_at, progress)
+                free.run()
+                if free.found:
+                    return _beyond_limits(found, free, goal)
             if not cures:
                 return found
             conflict, mended, core = explain(space, pin or {}, forbid)
@@ -109,14 +118,36 @@ def _unruled(graph: ModelGraph) -> tuple[UnruledOp, ...]:
 def _status(tree: BranchAndBound, wanted: float) -> Status:
     if not tree.found:
         return Status.INFEASIBLE
-    reached = tree.found[0].estimate.step_time_s / _bound_s(tree) - 1
+    reached = _gap(tree)
     if reached <= _OPTIMAL:
         return Status.OPTIMAL
     return Status.WITHIN_GAP if reached <= wanted / (1 - wanted) + _OPTIMAL else Status.LIMIT
 
 
+def _gap(tree: BranchAndBound) -> float:
+    """How much more of the goal the best plan has than any plan must."""
+    value = tree.goal.value(tree.found[0].estimate)
+    return value / min(tree.least, value) - 1
+
+
 def _bound_s(tree: BranchAndBound) -> float:
-    return min(tree.bound_s, tree.found[0].estimate.step_time_s)
+    return min(tree.bound_s, *(candidate.estimate.step_time_s for candidate in tree.found))
+
+
+def _beyond_limits(found: SearchResult, free: BranchAndBound, goal: Goal) -> SearchResult:
+    """``found`` no plan within the limits, though there are plans."""
+    step_s = free.found[0].estimate.step_time_s
+    conflict, cures = [], []
+    for option, most, each in (
+        ("--max-days", goal.max_days, goal.days_of_s),
+        ("--max-cost", goal.max_cost, goal.cost_of_s),
+    ):
+        if step_s * each > most:
+            conflict.append(
+                f"the fastest plan needs {option} {step_s * each:.4g}, no plan less than {_bound_s(free) * each:.4g}"
+            )
+            cures.append(Cure(option, f"{step_s * each:.4g}", f"allow {option} {step_s * each:.4g}", step_s))
+    return replace(found, conflict="; ".join(conflict), cures=tuple(cures))
 
 
 def _leaders(found: Sequence[Candidate], top: int) -> tuple[Candidate, ...]:
@@ -137,11 +168,12 @@ def _result(
     bound_s = _bound_s(tree) if leaders else 0.0
     return SearchResult(
         status=status,
-        gap=leaders[0].estimate.step_time_s / bound_s - 1 if leaders else 0.0,
+        gap=_gap(tree) if leaders else 0.0,
         bound_s=bound_s,
         best=leaders[0] if leaders else None,
         runners_up=leaders[1:],
         seconds=seconds,
         candidates=tree.space.count,
         pruned=tree.pruned,
+        objective=tree.goal.objective.value,
     )

@@ -49,8 +49,8 @@ class Cure:
 class SearchResult:
     """The best plan of the stated space.
 
-    ``bound_s``: no plan of the space has a modelled step time below it. ``gap`` is
-    ``step_time / bound - 1``. ``best`` is None when the status is infeasible; then ``conflict`` says
+    ``bound_s``: no plan of the space has a modelled step time below it. ``gap``: no plan has less of ``objective``
+    (time, cost, energy) by more than this share of what it has; for time it is ``step_time / bound_s - 1``. ``best`` is None when the status is infeasible; then ``conflict`` says
     what cannot be met together, ``conflicting`` names the decisions of the caller's that are to blame (all of
     them together, none of them spare), and ``cures`` what would mend it, the smallest change first. ``unruled`` lists the
     ops that no plan can cut, because nobody said how. ``assumptions`` are sentences about what the price rests
@@ -73,6 +73,7 @@ class SearchResult:
     assumptions: tuple[str, ...] = ()
     checked: tuple[str, ...] = ()
     unchecked: tuple[str, ...] = ()
+    objective: str = "time"
 
     @property
     def plan(self) -> Plan | None:
@@ -88,6 +89,7 @@ class SearchResult:
             "status": self.status.value,
             "gap": self.gap,
             "bound_s": self.bound_s,
+            "objective": self.objective,
             "plan": _plan_json(self.plan),
             "estimate": msgspec.to_builtins(self.estimate),
             "runners_up": [

@@ -68,6 +68,7 @@ class Space:
         )
         self._sums: dict[tuple[int, int, int, bool], _Total] = {}
         self._least: dict[tuple[int, int, int], dict[str, UnitCost]] = {}
+        self._work: dict[tuple[int, int, int, bool, int | None], tuple[float, float, float]] = {}
         self.chain = graphs.trace(pins.micro_batch or 1)
         self.pins, self.candidates = self._candidates(pins, self.chain.meetings)
         sizes = sorted({degrees.micro_batch for degrees in self.candidates})
@@ -194,6 +195,24 @@ class Space:
                 return own_s
             return max(own_s, self._scheduled.bound_s(degrees, self._least_costs(degrees)))
         return pipeline_bound_s(*passes, degrees.pp, degrees.num_micro_batches)
+
+    def least_busy_s(self, degrees: Degrees, choice: LayoutChoice | None = None) -> float:
+        """How long of a step the mean rank computes at least, with the layouts of ``choice`` or with any."""
+        known = self.knows(degrees)
+        key = degrees.micro_batch, degrees.cp, degrees.tp, known, None if choice is None else id(choice)
+        if key not in self._work:
+            costs = self._least_costs(degrees) if choice is None else choice.costs
+            units = [costs[unit.kind] for unit in self.chain.units]
+            times_s = sum(unit.times.forward_s + unit.times.backward_s for unit in units)
+            kind_of = {unit.name: unit.kind for unit in self.chain.units}
+            copies = (
+                costs[kind_of[unit]].sizes[name] for group in self.chain.tied for unit, name in group[1:]
+            )
+            trainable = max(sum(unit.trainable for unit in units) - sum(copies), 0.0)
+            self._work[key] = times_s, trainable, max(unit.trainable for unit in units)
+        times_s, trainable, largest = self._work[key]
+        element_s = least_optimizer_s((largest, trainable), degrees, self.job, self.cluster)
+        return (degrees.num_micro_batches * times_s + element_s * trainable) / degrees.pp
 
     def work_bound_s(self, degrees: Degrees) -> float:
         """A bound for any schedule that uses the layouts where they are known already."""

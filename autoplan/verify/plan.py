@@ -70,6 +70,9 @@ def verify_plan(
     _compare(verdict, [ranks[home] for home in pipeline.home], cluster, claim)
     if claim is not None:
         verdict.close("step", claim.step_s, pipeline.step_s(stages, sends), _ROUNDING)
+        if claim.busy_s is not None:
+            busy_s = sum(stage.busy_s for stage in stages) / plan.pp
+            verdict.close("busy seconds", claim.busy_s, busy_s, _ROUNDING)
         verdict.checked.append("time")
     return verdict
 

@@ -42,7 +42,8 @@ class HeldUnit:
 @dataclass(frozen=True, slots=True)
 class StageSums:
     """Seconds of a pass, before the first and after the last one, and of the backward those that give gradients of
-    weights apart; bytes that one forward leaves, and what is left of them between the halves of its backward."""
+    weights apart; bytes that one forward leaves, and what is left of them between the halves of its backward;
+    seconds of a step in which its rank computes."""
 
     forward_s: float
     backward_s: float
@@ -51,6 +52,7 @@ class StageSums:
     weight_s: float = 0.0
     kept: float = 0.0
     between: float = 0.0
+    busy_s: float = 0.0
 
 
 def device_limit(cluster: Cluster) -> float:
@@ -62,11 +64,14 @@ def stage_sums(
     units: Sequence[HeldUnit], sent_bytes: float, tied_s: float, plan: Plan, job: Job, cluster: Cluster
 ) -> StageSums:
     """``sent_bytes`` is what one micro-batch sends on to the next stage."""
+    passes = sum(sum(u.sums.compute_s) for u in units)
+    passes += sum(u.sums.compute_s[0] + u.sums.sent_s[0] for u in units if u.again)
     return StageSums(
         *_seconds(units, tied_s, plan, job, cluster),
         weight_s=sum(unit.sums.apart_s for unit in units),
         kept=sum(u.sums.entering if u.again else u.sums.kept for u in units) + sent_bytes,
         between=sum(unit.sums.apart for unit in units),
+        busy_s=plan.num_micro_batches * passes + _optimizer_s(units, plan, job, cluster),
     )
 
 
@@ -100,16 +105,19 @@ def _seconds(
     once_after = reduce + (scatter if plan.zero == 1 else 0.0)
     beside = backward + rerun
     waited = shown(each_backward, beside)
-    elements = sum(unit.training for unit in units) / shards
-    stepped = (
-        cluster.device.memory_time_s(elements * full * (3 + 2 * job.optimizer_states)) if elements else 0
-    )
     return (
         forward + waits[0] + shown(each_forward, forward),
         beside + waits[1] + waited,
         shown(once_before, forward),
-        shown(each_backward + once_after, beside) - waited + tied_s + stepped,
+        shown(each_backward + once_after, beside) - waited + tied_s + _optimizer_s(units, plan, job, cluster),
     )
+
+
+def _optimizer_s(units: Sequence[HeldUnit], plan: Plan, job: Job, cluster: Cluster) -> float:
+    """It reads gradients, and reads and writes parameters and moments."""
+    elements = sum(unit.training for unit in units) / sharing(plan)[0]
+    touched = elements * job.precision.master_bytes * (3 + 2 * job.optimizer_states)
+    return cluster.device.memory_time_s(touched) if elements else 0.0
 
 
 def sharing(plan: Plan) -> tuple[int, int]:

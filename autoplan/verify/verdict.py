@@ -11,13 +11,15 @@ __all__ = ["Claim", "Finding", "Illegal", "Unfamiliar", "Verdict"]
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """What was said of a plan: seconds of a step, their parts by cause, and bytes on each stage's rank."""
+    """What was said of a plan: seconds of a step, their parts by cause, and bytes on each stage's rank; and for how
+    long of a step the mean rank computes, if that was said."""
 
     step_s: float
     parts_s: dict[str, float]
     stage_bytes: Sequence[float]
     limit_bytes: float
     fits: bool
+    busy_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
