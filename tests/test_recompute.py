@@ -6,12 +6,27 @@ in the host's memory.
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
-from equality import Case, check
+from equality import Case, check, make, make_batch, plan_for
 from kept_bytes import check_bytes
+from msgspec.structs import replace
+from plans import LAYERS, hand_made_plan
 from ranks import Ranks
+
+from autoplan.errors import PlanError
+from autoplan.graph.trace import trace
+from autoplan.plan import (
+    Precision,
+    StagePlan,
+    check_policies,
+    plan_json,
+    read_plan,
+    validate_plan,
+    write_plan,
+)
 
 _ONE = [
     Case("gpt", policy="offload"),
@@ -77,3 +92,53 @@ def test_what_is_held_is_what_is_priced(case: Case) -> None:
 @pytest.mark.parametrize("case", _and_slow(_TWO[:1], [_MORE_TWO[1]]), ids=_name)
 def test_what_is_held_under_tp_is_what_is_priced(two: Ranks, case: Case) -> None:
     two(check_bytes, case)
+
+
+def _stages(**policies: str) -> tuple[StagePlan, ...]:
+    return (
+        StagePlan(units=("prologue", *LAYERS), recompute=LAYERS[1:3], policies=policies),
+        StagePlan(units=("epilogue",)),
+    )
+
+
+@pytest.mark.parametrize(
+    ("changes", "field"),
+    [
+        ({"stages": _stages(**{"layers.9": "lean"})}, "stages[0].policies"),
+        ({"stages": _stages(**{LAYERS[1]: "lean"})}, "stages[0].policies"),
+        ({"stages": _stages(**{LAYERS[0]: "unknown"})}, f"stages[0].policies.{LAYERS[0]}"),
+        ({"policies": {"block": {"full": {"add": "recompute"}}}}, "policies.block"),
+        ({"policies": {"block": {"lean": {}}}}, "policies.block.lean"),
+        ({"policies": {"block": {"lean": {"add": "forget"}}}}, "policies.block.lean.add"),
+    ],
+)
+def test_policies_that_contradict_the_plan_are_refused(changes: dict[str, Any], field: str) -> None:
+    plan = hand_made_plan(**{"policies": {"block": {"lean": {"add": "recompute"}}}, **changes})
+    with pytest.raises(PlanError) as caught:
+        validate_plan(plan)
+    assert caught.value.field == field
+
+
+@pytest.mark.parametrize(
+    ("kind", "policy"),
+    [
+        ("nowhere", {"add": "recompute"}),
+        ("PlainBlock_0", {"nothing": "recompute"}),
+        ("PlainBlock_0", {"x": "recompute"}),
+    ],
+)
+def test_policies_of_what_a_model_does_not_have_are_refused(kind: str, policy: dict[str, str]) -> None:
+    model, loss = make("gpt", "fp32")
+    graph = trace(model, make_batch("gpt", 1, 0), loss, Precision.FP32)
+    plan = replace(plan_for(graph, Case("gpt", dtype="fp32")), policies={kind: {"lean": policy}})
+    with pytest.raises(PlanError, match="policies"):
+        check_policies(graph, plan)
+
+
+def test_a_plan_file_without_policies_has_no_word_of_them(tmp_path: Path) -> None:
+    plan = hand_made_plan()
+    assert "policies" not in plan_json(plan)
+    with_one = hand_made_plan(policies={"block": {"lean": {"add": "recompute"}}})
+    write_plan(with_one, tmp_path / "plan.json")
+    assert read_plan(tmp_path / "plan.json") == with_one
+    assert with_one.hash() != plan.hash()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 import math
 
@@ -16,6 +15,7 @@ from autoplan.cost.step import Assignment
 from autoplan.graph.ir import ModelGraph
 from autoplan.plan import Job, Precision, Schedule, validate_plan
 from autoplan.search.graphs import Graphs
+from autoplan.search.layout_choice import LayoutChoice
 from autoplan.search.pins import Pins
 from autoplan.search.pipeline_bound import pipeline_bound_s
 from autoplan.search.space import Space
@@ -42,7 +42,7 @@ def make_space(
 
 @st.composite
 def spaces(draw: st.DrawFn) -> tuple[Space, Degrees]:
-    recompute = draw(st.sampled_from([None, True, False]))
+    recompute = draw(st.sampled_from([None, None, "full", "none"]))
     space = make_space(
         draw(st.integers(4, 9)),
         draw(st.sampled_from([3.5e9, 5e9, 8e9, 60e9])),
@@ -53,8 +53,11 @@ def spaces(draw: st.DrawFn) -> tuple[Space, Degrees]:
     return space, draw(st.sampled_from(space.candidates))
 
 
-def stagings(space: Space, degrees: Degrees) -> list[list[Assignment]]:
-    """Every cut of the chain, each stage with every number of its first layers recomputed."""
+def stagings(space: Space, degrees: Degrees, choice: LayoutChoice) -> list[list[Assignment]]:
+    """Every cut of the chain, each stage with every number of its first layers made again in one of the ways."""
+    known = [set(choice.costs[space.chain.units[unit].kind].keeps) for unit in space.repeats]
+    ways = set.intersection(*known)
+    ways = ("full", *sorted(ways)) if space.pins.recompute is None else ("full",)
     units = len(space.chain.units)
     found = []
     for cuts in itertools.combinations(range(1, units), degrees.pp - 1):
@@ -62,10 +65,18 @@ def stagings(space: Space, degrees: Degrees) -> list[list[Assignment]]:
         options = []
         for start, stop in ranges:
             layers = [i for i in range(start, stop) if i in space.repeats]
-            counts = {None: range(len(layers) + 1), True: (len(layers),), False: (0,)}[space.pins.recompute]
-            options.append([Assignment(start, stop, frozenset(layers[:n])) for n in counts])
+            counts = {None: range(1, len(layers) + 1), "full": (len(layers),), "none": ()}[
+                space.pins.recompute
+            ]
+            again = [dict.fromkeys(layers[:n], way) for n in counts for way in ways]
+            again += [] if space.pins.recompute == "full" else [{}]
+            options.append([Assignment.of(start, stop, units_again) for units_again in again])
         found += [list(stages) for stages in itertools.product(*options)]
     return found
+
+
+def _again(stage: Assignment) -> dict[int, str]:
+    return {unit: stage.way(unit) for unit in (*stage.recompute, *stage.policies)}
 
 
 @settings(max_examples=60, deadline=None)
@@ -133,16 +144,18 @@ def test_a_rank_recomputes_no_more_than_it_must(case: tuple[Space, Degrees], dat
     assert all(a[1] == b[0] and a[0] < a[1] for a, b in itertools.pairwise(ranges))
     ranks = variant.stage_ranks
     for rank in range(variant.pp):
-        held = [stage.recompute for stage, home in zip(staging.stages, ranks, strict=True) if home == rank]
+        held = [_again(stage) for stage, home in zip(staging.stages, ranks, strict=True) if home == rank]
         if not any(held):
             continue
         # the last in turn: of the stages that recompute the most, the last
         most = max(map(len, held))
         place = max(
-            i for i, stage in enumerate(staging.stages) if ranks[i] == rank and len(stage.recompute) == most
+            i for i, stage in enumerate(staging.stages) if ranks[i] == rank and len(_again(stage)) == most
         )
         stage = staging.stages[place]
-        fewer = dataclasses.replace(stage, recompute=stage.recompute - {max(stage.recompute)})
+        left = _again(stage)
+        del left[max(left)]
+        fewer = Assignment.of(stage.start, stage.stop, left)
         stages = [*staging.stages[:place], fewer, *staging.stages[place + 1 :]]
         assert not space.candidate(variant, choice, stages).estimate.fits
 
@@ -154,11 +167,11 @@ def test_no_staging_is_missed(case: tuple[Space, Degrees]) -> None:
     space, degrees = case
     if degrees.schedule is not Schedule.ONE_F_ONE_B:
         return
-    if math.comb(len(space.chain.units) - 1, degrees.pp - 1) * 3**degrees.pp > 3000:
+    if math.comb(len(space.chain.units) - 1, degrees.pp - 1) * 6**degrees.pp > 3000:
         return
     for choice in space.choices(degrees):
         staging = space.solve(degrees, choice)
-        prices = [space.candidate(degrees, choice, s).estimate for s in stagings(space, degrees)]
+        prices = [space.candidate(degrees, choice, s).estimate for s in stagings(space, degrees, choice)]
         fitting = [e.step_time_s for e in prices if e.fits]
         assert (staging is not None) == bool(fitting)
         if staging is not None:
@@ -203,7 +216,7 @@ def test_a_chain_of_several_kinds_is_cut_in_order() -> None:
     assert staging.bound_s <= price * (1 + 1e-4)
     best = min(
         space.candidate(degrees, choice, s).estimate.step_time_s
-        for s in stagings(space, degrees)
-        if not any(x.recompute for x in s)
+        for s in stagings(space, degrees, choice)
+        if not any(_again(x) for x in s)
     )
     assert price == pytest.approx(best, rel=0.03)

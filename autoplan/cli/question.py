@@ -169,8 +169,9 @@ def add_pins(parser: argparse.ArgumentParser) -> None:
     recompute.add_argument(
         "--recompute",
         metavar="WHAT",
-        type=one_of("--recompute", "none", "full"),
-        help="forward passes to run again in backward: none or full",
+        type=one_of("--recompute", "none", "full", "selective", "ops1", "ops2", "offload"),
+        help="what repeated blocks run again in backward: none, full, selective (the attention core), ops1 or ops2 (the "
+        "ops that free most bytes for their seconds, or all that is worth it), offload (copies on the host instead)",
     )
     recompute.add_argument(
         "--no-recompute",

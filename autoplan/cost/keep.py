@@ -14,7 +14,7 @@ the backward pass of the unit after it; what they take beyond it is waited for.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -24,7 +24,7 @@ from autoplan.errors import PlanError, ProfileError
 if TYPE_CHECKING:
     from autoplan.hardware import Cluster
 
-__all__ = ["FULL", "NONE", "Keep", "attention_core", "keep_of"]
+__all__ = ["FULL", "NONE", "Keep", "attention_core", "hull", "keep_of", "needed"]
 
 NONE, FULL = "none", "full"
 """The two ways that every unit knows: keep all that backward reads, or the unit's inputs alone."""
@@ -167,3 +167,20 @@ def _copy_s(cluster: Cluster, nbytes: float, direction: str) -> float:
             "device.host", None, expected, "add [device.host] to the profile, or do not offload"
         )
     return float(host.time_s(nbytes, "to_host" if direction == "to_host" else "from_host"))
+
+
+def hull(points: Sequence[tuple[float, float]]) -> tuple[tuple[float, float], ...]:
+    """The lower convex hull of (bytes kept, seconds), from the fewest bytes that cost nothing on, bytes falling."""
+    found: list[tuple[float, float]] = []
+    for kept, seconds in sorted(points, key=lambda point: (point[1], point[0])):
+        if found and kept >= found[-1][0]:
+            continue
+        while len(found) > 1 and _above(found[-2], found[-1], (kept, seconds)):
+            found.pop()
+        found.append((kept, seconds))
+    return tuple(found)
+
+
+def _above(a: tuple[float, float], b: tuple[float, float], c: tuple[float, float]) -> bool:
+    """True if ``b`` lies on or above the line from ``a`` to ``c``."""
+    return (b[1] - a[1]) * (a[0] - c[0]) >= (c[1] - a[1]) * (a[0] - b[0])

@@ -42,6 +42,12 @@ class Assignment:
     recompute: frozenset[int] = frozenset()
     policies: Mapping[int, str] = field(default_factory=dict)
 
+    @classmethod
+    def of(cls, start: int, stop: int, ways: Mapping[int, str]) -> Assignment:
+        """With the ``ways`` of units that do not keep everything."""
+        full = frozenset(unit for unit, way in ways.items() if way == FULL)
+        return cls(start, stop, full, {unit: way for unit, way in ways.items() if way not in (FULL, NONE)})
+
     def way(self, unit: int) -> str:
         """``none``, ``full``, or the name of the unit's policy."""
         return FULL if unit in self.recompute else self.policies.get(unit, NONE)

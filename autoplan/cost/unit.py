@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from autoplan.cost.compute import cuts_experts, op_times, weight_half_s
 from autoplan.cost.convert import conversion_times, local_bytes
-from autoplan.cost.keep import FULL, NONE, Keep, keep_of
+from autoplan.cost.keep import FULL, NONE, Keep, hull, keep_of
 from autoplan.cost.storages import Storages, storages_of
 from autoplan.cost.times import NO_TIME, Times
 from autoplan.errors import PlanError
@@ -49,6 +49,7 @@ class UnitCost:
         weight_half_s: of the backward's seconds, those of products dW that can run apart.
         weight_half_bytes: what is kept between the two halves: those products' inputs and gradients.
         keeps: what the unit keeps, and what making the rest again takes, under policies by name.
+        frontier: the lower hull of (bytes kept, seconds spent again) that no way is below; empty: of those above.
     """
 
     times: Times
@@ -61,6 +62,15 @@ class UnitCost:
     weight_half_s: float = 0.0
     weight_half_bytes: float = 0.0
     keeps: Mapping[str, Keep] = field(default_factory=dict)
+    frontier: tuple[tuple[float, float], ...] = ()
+
+    @property
+    def least_again(self) -> tuple[tuple[float, float], ...]:
+        """``frontier``, from all that is kept on, bytes falling."""
+        if self.frontier:
+            return self.frontier
+        ways = [self.keep(name) for name in (NONE, FULL, *self.keeps)]
+        return hull([(way.kept_bytes, way.rerun_s) for way in ways if not way.host_bytes])
 
     def keep(self, name: str) -> Keep:
         """Of the policy ``name``, one of ``keeps``, ``none`` (all that backward reads) or ``full`` (the inputs)."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Sequence
 from itertools import groupby
 
@@ -58,11 +59,14 @@ def _line(label: str, stage: StagePlan) -> str:
 
 
 def _recompute(stage: StagePlan) -> str:
-    return f" (recompute {len(stage.recompute)})" if stage.recompute else ""
+    counts = Counter(stage.policies.values())
+    said = [f"recompute {len(stage.recompute)}"] if stage.recompute else []
+    said += [f"{policy} {count}" for policy, count in sorted(counts.items())]
+    return f" ({', '.join(said)})" if said else ""
 
 
-def _shape(stage: StagePlan) -> tuple[int, int]:
-    return len(stage.units), len(stage.recompute)
+def _shape(stage: StagePlan) -> tuple[int, str]:
+    return len(stage.units), _recompute(stage)
 
 
 def _follows(before: str, after: str) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -121,8 +122,14 @@ def _recompute(best: Candidate) -> str:
     free = bytes_binary(max(0.0, estimate.memory_limit_bytes - estimate.peak_memory_bytes))
     if plan.recompute == "none":
         return f"every activation is kept; {free} to spare"
+    units = sum(len(stage.units) for stage in plan.stages)
     again = sum(len(stage.recompute) for stage in plan.stages)
-    return f"{again} of {sum(len(stage.units) for stage in plan.stages)} units run forward twice; {free} to spare"
+    some = Counter(policy for stage in plan.stages for policy in stage.policies.values())
+    said = [f"{again} of {units} units run forward twice"] if again else []
+    for index, (policy, count) in enumerate(sorted(some.items())):
+        verb = "park tensors on the host" if policy == "offload" else f"run some ops twice ({policy})"
+        said.append(f"{count} {verb}" if said or index else f"{count} of {units} units {verb}")
+    return f"{', '.join(said)}; {free} to spare"
 
 
 def _link(cluster: Cluster, size: int, stride: int) -> str:

@@ -13,6 +13,7 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from autoplan.cost.degrees import Degrees
+from autoplan.cost.keep import NONE
 from autoplan.cost.memory import limit_bytes
 from autoplan.cost.step import Assignment
 from autoplan.errors import AutoplanError
@@ -175,7 +176,7 @@ def _needed_bytes(space: Space, degrees: Degrees) -> float:
     units = len(space.chain.units)
     count = degrees.pp * degrees.vpp
     ends = [round(stage * units / count) for stage in range(count + 1)]
-    rerun = frozenset() if space.pins.recompute is False else space.repeats
+    rerun = frozenset() if space.pins.recompute == NONE else space.repeats
     stages = [
         Assignment(start, stop, rerun & frozenset(range(start, stop))) for start, stop in pairwise(ends)
     ]

@@ -15,9 +15,12 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
 from autoplan.cost.crossing import crossing_bytes
-from autoplan.cost.unit import StrategiesOf, UnitCost, unit_cost
+from autoplan.cost.storages import Storages
+from autoplan.cost.times import Times
+from autoplan.cost.unit import Policies, StrategiesOf, UnitCost, unit_cost
 from autoplan.graph.boundary import boundary_layout
 from autoplan.graph.layout import REPLICATE, Layout, shard
+from autoplan.search.keep_choice import policies
 from autoplan.search.layout_elimination import eliminate
 from autoplan.search.layout_ilp import solve_layouts
 from autoplan.search.layout_problem import TIE_BREAK_S, LayoutsOf, layout_problem
@@ -46,6 +49,7 @@ class LayoutChoice:
         graph: what the costs are of: one cp rank's part of the model (``graph.cut``), or all of it.
         cp_layouts: strategy names of ops on the cp axis, by block kind; empty where cp is 1.
         cp_order: which pieces of what cp cuts a rank has (see ``Plan``).
+        policies: what units may do again, by block kind and name (``costs`` price them).
     """
 
     boundary: Layout
@@ -55,6 +59,7 @@ class LayoutChoice:
     graph: ModelGraph
     cp_layouts: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     cp_order: Literal["plain", "zigzag"] = "plain"
+    policies: Mapping[str, Policies] = field(default_factory=dict)
 
 
 def layout_choices(
@@ -142,8 +147,15 @@ def _priced(
     cluster: Cluster,
     strategies_of: StrategiesOf,
 ) -> LayoutChoice:
+    chosen: dict[str, Policies] = {}
+
+    def found(block: Block, storages: Storages, times: Times) -> Policies:
+        chosen[block.kind] = policies(block, storages, times, cluster)
+        return chosen[block.kind]
+
     costs = {
-        kind: unit_cost(block, layouts.get(kind, {}), boundary, degree, cluster, strategies_of)
+        kind: unit_cost(block, layouts.get(kind, {}), boundary, degree, cluster, strategies_of, found)
         for kind, block in graph.kinds.items()
     }
-    return LayoutChoice(boundary, layouts, costs, crossing_bytes(graph, boundary, degree), graph)
+    sent = crossing_bytes(graph, boundary, degree)
+    return LayoutChoice(boundary, layouts, costs, sent, graph, policies=chosen)

@@ -12,6 +12,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from autoplan.cost.compute import op_times, weight_half_s
+from autoplan.cost.keep import hull
 from autoplan.cost.times import NO_TIME, Times
 from autoplan.cost.unit import StrategiesOf, UnitCost, saved_bytes
 from autoplan.graph.ir import Block, Op
@@ -55,6 +56,8 @@ class Optimist:
     def _unit(self, block: Block, degree: int, cp: int) -> UnitCost:
         pieces = usable_pieces(block, degree, self._strategies_of)
         times, saved, half_s = NO_TIME, 0.0, 0.0
+        forward_s: dict[str, float] = {}
+        kept: dict[str, float] = {}  # by the op that would have to run again
         for op in block.ops:
             whole = Strategy("R", (REPLICATE,) * len(op.inputs), REPLICATE, share=False)
             known = self._strategies_of(block, op, degree) if degree > 1 else (whole,)
@@ -69,10 +72,26 @@ class Optimist:
             # so much of the least backward may be missing from a first half
             late_s = max(weight_half_s(block, op, strategy, degree, self._cluster) for strategy in known)
             half_s += min(backward_s, late_s)
-            saved += min(saved_bytes(op, strategy, degree) for strategy in known) / cp
+            forward_s[op.name] = min(way.forward_s for way in ways)
+            for one in op.saved:
+                part = replace(op, saved=(one,))
+                nbytes = min(saved_bytes(part, strategy, degree) for strategy in known) / cp
+                kept[one.root or op.name] = kept.get(one.root or op.name, 0.0) + nbytes
+                saved += nbytes
         inputs = sum(block.values[name].nbytes for name in block.inputs if block.values[name].requires_grad)
         cost = _cost(block, times, saved, inputs / (degree * cp), dict.fromkeys(pieces, degree))
-        return replace(cost, weight_half_s=half_s)
+        return replace(cost, weight_half_s=half_s, frontier=_frontier(saved, kept, forward_s))
+
+
+def _frontier(
+    saved: float, kept: dict[str, float], forward_s: dict[str, float]
+) -> tuple[tuple[float, float], ...]:
+    """Bytes kept and seconds spent, where each op gives what it made for its own seconds, whatever it reads."""
+    pieces = [(forward_s[name], nbytes) for name, nbytes in kept.items() if nbytes and name in forward_s]
+    points = [(saved, 0.0)]
+    for seconds, nbytes in sorted(pieces, key=lambda piece: piece[0] / piece[1]):
+        points.append((max(points[-1][0] - nbytes, 0.0), points[-1][1] + seconds))
+    return hull(points)
 
 
 def _cp_parts(block: Block, op: Op, cp: int) -> list[Op]:
@@ -111,6 +130,7 @@ def least_cost(costs: Sequence[UnitCost]) -> UnitCost:
         sizes={name: min(cost.sizes[name] for cost in costs) for name in costs[0].sizes},
         weight_half_s=backward_s - first_s,
         weight_half_bytes=min(cost.weight_half_bytes for cost in costs),
+        frontier=hull([point for cost in costs for point in cost.least_again]),
     )
 
 

@@ -53,7 +53,7 @@ def search(
         graph_at: from a micro-batch size to the model traced for it; called for few sizes, once each. Or ``Graphs``
             of such a function, which keep what a search learns for the next one.
         pin: decisions to hold fixed: ``pp``, ``dp``, ``fsdp``, ``cp``, ``tp``, ``zero``, ``micro_batch``,
-            ``recompute`` (``"none"`` or ``"full"``), ``schedule`` (a name), ``vpp``,
+            ``recompute`` (one of ``rules.WAYS``), ``schedule`` (a name), ``vpp``,
             ``boundary`` (a layout), or ``BLOCK.OP`` (a strategy; see
             ``search.rules``).
         forbid: pairs of a decision, named likewise, and a value that it must not have.

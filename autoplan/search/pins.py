@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from autoplan.errors import InputError, PlanError
 from autoplan.plan.schedule import SCHEDULE_NEEDS, Schedule
-from autoplan.search.rules import NO_RULES, Rules
+from autoplan.search.rules import NO_RULES, WAYS, Rules
 
 if TYPE_CHECKING:
     from autoplan.hardware import Cluster
@@ -17,12 +17,11 @@ if TYPE_CHECKING:
 __all__ = ["Pins"]
 
 _NOT_YET = ("ep",)
-_RECOMPUTE = {"none": False, "full": True}
 
 
 @dataclass(frozen=True, slots=True)
 class Pins:
-    """None where the search is free to choose. ``recompute``: whether every repeated block is. ``rules`` are what
+    """None where the search is free to choose. ``recompute``: the way of every repeated block (``WAYS``). ``rules`` are what
     is held or forbidden beside that."""
 
     pp: int | None = None
@@ -32,7 +31,7 @@ class Pins:
     tp: int | None = None
     zero: int | None = None
     micro_batch: int | None = None
-    recompute: bool | None = None
+    recompute: str | None = None
     rules: Rules = NO_RULES
     schedule: Schedule | None = None
     vpp: int | None = None
@@ -135,10 +134,11 @@ def _schedule(value: Any) -> Schedule:
         ) from None
 
 
-def _recompute(value: Any) -> bool:
-    if value not in _RECOMPUTE:
-        raise InputError("recompute", value, "none or full", "choose one, or leave it to the search")
-    return _RECOMPUTE[value]
+def _recompute(value: Any) -> str:
+    if value not in WAYS:
+        expected = f"{', '.join(WAYS[:-1])} or {WAYS[-1]}"
+        raise InputError("recompute", value, expected, "choose one, or leave it to the search")
+    return value
 
 
 def _require(holds: bool, name: str, value: Any, expected: str) -> None:

@@ -114,5 +114,5 @@ def _plan_json(plan: Plan | None, brief: bool = False) -> dict[str, Any] | None:
     data["world_size"] = plan.world_size
     del data["asked"]
     if brief:
-        del data["layouts"]
+        del data["layouts"], data["policies"]
     return data

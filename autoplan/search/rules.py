@@ -1,7 +1,8 @@
 """Pins and bans beyond the plain degrees: any number of a candidate, and ways to run single ops.
 
 tp, micro_batch, num_micro_batches, ...   a number of the plan: held at a value, or kept from it
-recompute                                 none, full or mixed: what all stages together do
+recompute                                 none, full or mixed: what all stages together do; or the name of a
+                                          policy, which no unit then follows
 boundary                                  the layout between units, where tp is above 1
 BLOCK.OP                                  the strategy of an op, or the layout of a parameter, where tp is
                                           above 1; BLOCK is a block kind as plans name it, OP an op, a
@@ -23,10 +24,12 @@ if TYPE_CHECKING:
     from autoplan.graph.ir import Block, ModelGraph, Op
     from autoplan.search.layout_problem import LayoutsOf
 
-__all__ = ["NO_RULES", "NUMBERS", "Rules"]
+__all__ = ["NO_RULES", "NUMBERS", "WAYS", "Rules"]
 
 NUMBERS = tuple(field.name for field in fields(Degrees))
 _RECOMPUTE = ("none", "full", "mixed")
+WAYS = ("none", "full", "selective", "ops1", "ops2", "offload")
+"""What a unit may do: keep all that backward reads, its input alone, or what a policy says (``keep_choice``)."""
 _RELEASE = "change it, or leave it to the search"
 
 
@@ -60,6 +63,7 @@ class Rules:
     boundary: tuple[tuple[str, bool], ...] = ()
     recompute: frozenset[str] = frozenset(_RECOMPUTE)
     ways: tuple[_WayRule, ...] = ()
+    without: frozenset[str] = frozenset()
 
     @classmethod
     def parse(
@@ -71,7 +75,7 @@ class Rules:
         """
         left: dict[str, Any] = {}
         held, banned, boundary, ways = [], [], [], []
-        allowed = set(_RECOMPUTE)
+        allowed, without = set(_RECOMPUTE), set()
         for name, value in (pin or {}).items():
             if name == "boundary":
                 boundary.append((str(value), True))
@@ -87,9 +91,11 @@ class Rules:
             elif "." in name:
                 ways.append(_WayRule(name, str(value), False))
             elif name == "recompute":
-                if value not in _RECOMPUTE:
-                    raise InputError("forbid", f"recompute={value}", "none, full or mixed", _RELEASE)
+                if value not in (*_RECOMPUTE, *WAYS):
+                    expected = f"mixed, {', '.join(WAYS[:-1])} or {WAYS[-1]}"
+                    raise InputError("forbid", f"recompute={value}", expected, _RELEASE)
                 allowed.discard(value)
+                without |= {value} - set(_RECOMPUTE)
             elif name in NUMBERS:
                 banned.append((name, str(value)))
             else:
@@ -97,7 +103,9 @@ class Rules:
                 raise InputError("forbid", name, expected, "forbid only these decisions")
         if not allowed:
             raise PlanError("forbid", "recompute", "one of none, full or mixed left to choose", _RELEASE)
-        return left, cls(tuple(held), tuple(banned), tuple(boundary), frozenset(allowed), tuple(ways))
+        return left, cls(
+            tuple(held), tuple(banned), tuple(boundary), frozenset(allowed), tuple(ways), frozenset(without)
+        )
 
     def allows(self, degrees: Degrees) -> bool:
         """True if no number of ``degrees`` is ruled out."""

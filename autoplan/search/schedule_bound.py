@@ -39,6 +39,7 @@ class StageSums:
         head, tail: before the first and after the last pass of a rank.
         least_head, least_tail: the same where they are waited for by another rank: what is hidden behind a
             rank's own passes may be more than is known of them.
+        again: of all a rank's backwards of a micro-batch, seconds more than those of its stages.
     """
 
     forward: Floats
@@ -49,6 +50,7 @@ class StageSums:
     tail: Floats
     least_head: Floats
     least_tail: Floats
+    again: Floats | float = 0.0
 
 
 def schedule_bound_s(degrees: Degrees, sums: StageSums) -> float:
@@ -56,6 +58,7 @@ def schedule_bound_s(degrees: Degrees, sums: StageSums) -> float:
     p, m = degrees.pp, degrees.num_micro_batches
     work = np.zeros(p)
     np.add.at(work, list(degrees.stage_ranks), m * (sums.forward + sums.backward))
+    work += m * sums.again
     way, back = np.zeros(p), np.zeros(p)
     way[1:] = np.cumsum(sums.forward[: p - 1] + sums.send[: p - 1])
     back[1:] = np.cumsum(sums.first[: p - 1] + sums.send[: p - 1])

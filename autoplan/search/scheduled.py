@@ -1,9 +1,9 @@
 """Candidates under any schedule but 1F1B: their stages, what they must recompute, and bounds of their step.
 
 With several stages on a rank, or backwards in halves, stages are cut evenly (``even_stages``), and a rank
-recomputes as few units as its memory asks for, in turn from each of its stages. So a candidate with its
-layouts is one plan, and its price is exact; what is searched is which schedule, how many stages a rank, and
-all degrees. (1F1B's stages are searched one by one, see ``stages``.)
+recomputes as few units as its memory asks for, in turn from each of its stages, all in one way (in full, or under
+one policy). So a candidate with its layouts and that way is one plan, and its price is exact; what is searched is
+which schedule, how many stages a rank, and all degrees. (1F1B's stages are searched one by one, see ``stages``.)
 """
 
 from __future__ import annotations
@@ -11,13 +11,14 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from autoplan.cost.degrees import Degrees
-from autoplan.cost.keep import NONE
+from autoplan.cost.keep import FULL, NONE
 from autoplan.cost.memory import ALLOCATOR_SLACK, StageLoad, limit_bytes, rank_memory
 from autoplan.cost.pipeline.activations import moments_by_rank, moments_of_rank
 from autoplan.cost.state_traffic import StateTraffic, state_traffic
@@ -42,11 +43,19 @@ Floats = NDArray[np.float64]
 class Scheduled:
     """The chain of one model, asked about under one schedule after another.
 
-    ``recompute``: None to choose, or whether every unit that may be recomputed is.
+    ``recompute``: None to choose, or the way of every unit that may be recomputed. ``without``: ways not to choose.
     """
 
-    def __init__(self, chain: ModelGraph, job: Job, cluster: Cluster, recompute: bool | None) -> None:
+    def __init__(
+        self,
+        chain: ModelGraph,
+        job: Job,
+        cluster: Cluster,
+        recompute: str | None,
+        without: frozenset[str] = frozenset(),
+    ) -> None:
         self.chain, self.job, self.cluster, self.recompute = chain, job, cluster, recompute
+        self.without = without
         self.weights = unit_weights(chain)
         self.kinds = list(chain.kinds)
         place = {kind: index for index, kind in enumerate(self.kinds)}
@@ -68,69 +77,108 @@ class Scheduled:
         return (degrees.num_micro_batches * passes + step + hidden * tail) / degrees.pp
 
     def bound_s(
-        self, degrees: Degrees, costs: Mapping[str, UnitCost], again: Sequence[int] = (), send_s: float = 0.0
+        self,
+        degrees: Degrees,
+        costs: Mapping[str, UnitCost],
+        again: Mapping[int, str] | None = None,
+        send_s: float = 0.0,
+        first_again_s: float = 0.0,
     ) -> float:
         """A bound of the step. With the least costs of units, that of any layouts.
 
         Args:
-            again: positions of units that are surely recomputed.
+            again: by position of a unit in the chain, the way that it surely goes.
             send_s: the least that any stage takes to send to another rank.
+            first_again_s: what the first rank surely spends on making things again beside that.
         """
-        return schedule_bound_s(degrees, self._least_sums(degrees, costs, again, send_s))
+        sums = self._least_sums(degrees, costs, again or {}, send_s)
+        more = np.zeros(degrees.pp)
+        more[0] = first_again_s
+        return schedule_bound_s(degrees, replace(sums, again=more))
+
+    def ways(self, costs: Mapping[str, UnitCost]) -> list[str]:
+        """The ways that all units that do something again may go: the one asked for, or any but ``offload``."""
+        if self.recompute is not None:
+            return [self.recompute]
+        names = {name for kind in self.kinds for name in costs[kind].keeps} - self.without - {"offload"}
+        return [name for name in (*sorted(names), FULL) if name not in self.without]
 
     def assignments(
-        self, degrees: Degrees, costs: Mapping[str, UnitCost], sent_bytes: Sequence[float]
+        self, degrees: Degrees, costs: Mapping[str, UnitCost], sent_bytes: Sequence[float], way: str
     ) -> list[Assignment] | None:
-        """The stages, with what they recompute; None if nothing that may be recomputed makes them fit.
-
-        With the least costs of units and nothing sent, no assignment of any layouts recomputes less.
-        """
+        """The stages, with what they make again in ``way``; None if nothing that may be makes them fit."""
         ranges, ranks = self.ranges(degrees), degrees.stage_ranks
         loads = []
         for index, (start, stop) in enumerate(ranges):
             units = stage_units(self.chain, costs, start, stop)
             sent = sent_bytes[stop - 1] if sent_bytes and index + 1 < len(ranges) else 0.0
             loads.append(StageLoad(units, [unit.keep(NONE) for unit in units], sent))
-        again: list[frozenset[int]] = [frozenset()] * len(ranges)
+        again: list[dict[int, str]] = [{} for _ in ranges]
         moments = moments_by_rank(degrees.schedule, degrees.pp, degrees.vpp, degrees.num_micro_batches)
         for rank in range(degrees.pp):
             stages = [index for index, home in enumerate(ranks) if home == rank]
-            order = self._in_turn([ranges[index] for index in stages])
-            count = self._fewest(degrees, [loads[index] for index in stages], order, moments[rank])
+            order = self._in_turn([ranges[index] for index in stages], costs, way)
+            count = self._fewest(degrees, [loads[index] for index in stages], order, moments[rank], way)
             if count is None:
                 return None
             chosen = order[:count]
             for place, index in enumerate(stages):
                 start = ranges[index][0]
-                again[index] = frozenset(start + unit for stage, unit in chosen if stage == place)
-        return [Assignment(start, stop, units) for (start, stop), units in zip(ranges, again, strict=True)]
+                again[index] = {start + unit: way for stage, unit in chosen if stage == place}
+        return [Assignment.of(*ends, units) for ends, units in zip(ranges, again, strict=True)]
 
-    def _in_turn(self, ranges: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
+    def fitting(
+        self, degrees: Degrees, costs: Mapping[str, UnitCost], sent_bytes: Sequence[float]
+    ) -> list[list[Assignment]]:
+        """For each way, the stages; those that fit, and one alone where nothing has to be made again."""
+        found = []
+        for way in self.ways(costs):
+            stages = self.assignments(degrees, costs, sent_bytes, way)
+            if stages is not None:
+                found.append(stages)
+                if not any(stage.recompute or stage.policies for stage in stages):
+                    break
+        return found
+
+    def _in_turn(
+        self, ranges: Sequence[tuple[int, int]], costs: Mapping[str, UnitCost], way: str
+    ) -> list[tuple[int, int]]:
         """(stage of the rank, unit of the stage) of all that may be recomputed: the first of each stage, then the
         second of each."""
         found = []
         for place, (start, stop) in enumerate(ranges):
-            units = [unit for unit in range(stop - start) if self.eligible[start + unit]]
+            units = [
+                unit
+                for unit in range(stop - start)
+                if self.eligible[start + unit]
+                and (way in (NONE, FULL) or way in costs[self.chain.units[start + unit].kind].keeps)
+            ]
             found += [(turn, place, unit) for turn, unit in enumerate(units)]
         return [(place, unit) for _, place, unit in sorted(found)]
 
     def _fewest(
-        self, degrees: Degrees, loads: Sequence[StageLoad], order: Sequence[tuple[int, int]], held: Floats
+        self,
+        degrees: Degrees,
+        loads: Sequence[StageLoad],
+        order: Sequence[tuple[int, int]],
+        held: Floats,
+        way: str,
     ) -> int | None:
-        """How many of ``order`` a rank must recompute to fit; None if all are too few.
+        """How many of ``order`` a rank must give ``way`` to fit; None if all are too few.
 
         ``held``: what it keeps at its worst moments, shape (moments, 2 · stages): forwards by stage, then
         weight halves by stage.
         """
-        counts = {None: range(len(order) + 1), False: range(1), True: range(len(order), len(order) + 1)}
-        tried = counts[self.recompute]
-        saved = [loads[place].units[unit] for place, unit in order]
+        everything = range(len(order), len(order) + 1)
+        tried = range(len(order) + 1) if self.recompute is None else range(1) if way == NONE else everything
+        units = [loads[place].units[unit] for place, unit in order]
+        keeps = [unit.keep(way) for unit in units]
         kept = np.array([[load.kept_bytes] * (len(order) + 1) for load in loads])
-        for turn, ((place, _), unit) in enumerate(zip(order, saved, strict=True)):
-            kept[place, turn + 1 :] += unit.input_bytes - unit.saved_bytes
+        for turn, ((place, _), unit, keep) in enumerate(zip(order, units, keeps, strict=True)):
+            kept[place, turn + 1 :] += keep.kept_bytes - unit.saved_bytes
         halves = np.array([[load.half_bytes] * (len(order) + 1) for load in loads])
         activations = (held @ np.concatenate((kept, halves))).max(axis=0)
-        rerun = np.maximum.accumulate([0.0, *(unit.saved_bytes for unit in saved)])
+        rerun = np.maximum.accumulate([0.0, *(keep.again_bytes for keep in keeps)])
         base = rank_memory(loads, 0.0, degrees, self.job, self.cluster.device).total
         total = base + (1 + ALLOCATOR_SLACK) * (activations + rerun)
         limit = limit_bytes(self.cluster.device)
@@ -144,23 +192,55 @@ class Scheduled:
         units = [stage_units(self.chain, costs, start, stop) for start, stop in ranges]
         loads = [StageLoad(held, [unit.keep(NONE) for unit in held], 0.0) for held in units]
         p, v, m = degrees.pp, degrees.vpp, degrees.num_micro_batches
-        order = self._in_turn(ranges)
-        count = self._fewest(degrees, loads, order, moments_of_rank(degrees.schedule, p, v, m, 0))
-        if count is None:
-            return math.inf
-        return self.bound_s(degrees, costs, [ranges[place][0] + unit for place, unit in order[:count]])
+        moments = moments_of_rank(degrees.schedule, p, v, m, 0)
+        again_s = self._least_again_s(degrees, ranges, loads, moments)
+        return self.bound_s(degrees, costs, first_again_s=again_s) if again_s < math.inf else math.inf
+
+    def _least_again_s(
+        self,
+        degrees: Degrees,
+        ranges: Sequence[tuple[int, int]],
+        loads: Sequence[StageLoad],
+        held: Floats,
+    ) -> float:
+        """Seconds of a micro-batch that a rank spends at least on making again what does not fit at its fullest
+        moment: the cheapest bytes first, of any units in any shares."""
+        if self.recompute == "offload":
+            return 0.0
+        kept = np.array([load.kept_bytes for load in loads] + [load.half_bytes for load in loads])
+        moment = held[int((held @ kept).argmax())]
+        base = rank_memory(loads, 0.0, degrees, self.job, self.cluster.device).total
+        over = (base - limit_bytes(self.cluster.device)) / (1 + ALLOCATOR_SLACK) + float(moment @ kept)
+        pieces = []
+        for (start, _), load, times in zip(ranges, loads, moment, strict=False):
+            for place, unit in enumerate(load.units):
+                if self.eligible[start + place] and self.recompute != NONE:
+                    points = unit.least_again
+                    over -= times * (unit.saved_bytes - points[0][0])
+                    freed = [(times * (k1 - k2), s2 - s1) for (k1, s1), (k2, s2) in pairwise(points)]
+                    pieces += [(seconds / nbytes, nbytes) for nbytes, seconds in freed if nbytes]
+        total = 0.0
+        for byte_s, freed in sorted(pieces):
+            if over <= 0:
+                break
+            total += byte_s * min(freed, over)
+            over -= freed
+        return total if over <= 0 else math.inf
 
     def close_bound_s(
         self, degrees: Degrees, costs: Mapping[str, UnitCost], sent_bytes: Sequence[float] = ()
     ) -> float:
         """A bound that knows memory; infinite if nothing fits."""
-        stages = self.assignments(degrees, costs, sent_bytes)
-        if stages is None:
+        fitting = self.fitting(degrees, costs, sent_bytes)
+        if not fitting:
             return math.inf
-        again = [unit for stage in stages for unit in stage.recompute]
         sent = min(sent_bytes, default=0.0)
         send_s = self.cluster.p2p_time_s(sent, degrees.pp_stride, degrees.pp)
-        return self.bound_s(degrees, costs, again, send_s)
+        ways = [
+            {unit: stage.way(unit) for stage in stages for unit in (*stage.recompute, *stage.policies)}
+            for stages in fitting
+        ]
+        return min(self.bound_s(degrees, costs, again, send_s) for again in ways)
 
     def _each(self, degrees: Degrees, costs: Mapping[str, UnitCost]) -> Floats:
         """For each unit of the chain, the figures of ``_row``; shape (units, 10).
@@ -179,7 +259,7 @@ class Scheduled:
         return self._rows[key][1]
 
     def _least_sums(
-        self, degrees: Degrees, costs: Mapping[str, UnitCost], again: Sequence[int], send_s: float
+        self, degrees: Degrees, costs: Mapping[str, UnitCost], again: Mapping[int, str], send_s: float
     ) -> StageSums:
         """Sums of stages."""
         each = self._each(degrees, costs)
@@ -189,7 +269,9 @@ class Scheduled:
         ).T
         if len(again):
             rerun = np.zeros((len(each), 2))
-            rerun[list(again)] = each[list(again), :2]
+            for unit, name in again.items():
+                keep = costs[self.chain.units[unit].kind].keep(name)
+                rerun[unit] = keep.again_s, keep.again_comm_s
             once_more, once_more_comm = np.add.reduceat(rerun, starts, axis=0).T
         else:
             once_more = once_more_comm = np.zeros(len(starts))

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from autoplan.cost.degrees import Degrees
+from autoplan.cost.keep import FULL, NONE
 from autoplan.cost.memory import ALLOCATOR_SLACK, StateRates, fixed_reserve_bytes, limit_bytes
 from autoplan.cost.state_traffic import state_traffic
 from autoplan.cost.step import Assignment, simulated, stage_prices, step_estimate
@@ -79,7 +80,7 @@ class Space:
                 break
         self.candidates = self._with_ways(self.candidates)
         self._optimist = Optimist(graphs, self.chain, cluster, strategies_of, self._costs)
-        self._scheduled = Scheduled(self.chain, job, cluster, self.pins.recompute)
+        self._scheduled = Scheduled(self.chain, job, cluster, self.pins.recompute, self.pins.rules.without)
 
     def _with_ways(self, found: list[Degrees]) -> list[Degrees]:
         """Candidates whose tp leaves every op a way that the rules allow."""
@@ -153,8 +154,17 @@ class Space:
         if key not in self._choices:
             graph = self._graphs.at(degrees.micro_batch)
             self._choices[key] = tuple(self._solved(graph, degrees.cp, degrees.tp))
+        self._check_way(self._choices[key])
         allows = self.pins.rules.allows_boundary
         return tuple(c for c in self._choices[key] if allows(str(c.boundary), degrees.tp))
+
+    def _check_way(self, choices: Sequence[LayoutChoice]) -> None:
+        way = self.pins.recompute
+        if way in (None, NONE, FULL) or any(way in found for c in choices for found in c.policies.values()):
+            return
+        expected = "a way that some block of this model on this cluster has: none, full, or "
+        names = sorted({name for c in choices for found in c.policies.values() for name in found})
+        raise PlanError("recompute", way, expected + ", ".join(names), "change it, or leave it to the search")
 
     def _solved(self, graph: ModelGraph, cp: int, tp: int) -> Iterator[LayoutChoice]:
         if cp == 1:
@@ -257,18 +267,24 @@ class Space:
         return best_of_allowed(question, self.pins.rules.recompute)
 
     def _evenly(self, degrees: Degrees, choice: LayoutChoice) -> Staging | None:
-        """The even stages with the least recomputation that fits; None if nothing fits."""
-        stages = self._scheduled.assignments(degrees, choice.costs, choice.sent_bytes)
-        if stages is None or self._recomputed(stages) not in self.pins.rules.recompute:
-            return None
-        asked = (choice.costs, choice.sent_bytes, stages, degrees, self.job, self.cluster)
-        prices = stage_prices(self._graphs.at(degrees.micro_batch), *asked)
-        return Staging(tuple(stages), simulated(prices, degrees).step_s)
+        """The even stages with the least made again that fits, in the best way; None if nothing fits."""
+        best: Staging | None = None
+        for stages in self._scheduled.fitting(degrees, choice.costs, choice.sent_bytes):
+            if self._recomputed(stages) not in self.pins.rules.recompute:
+                continue
+            asked = (choice.costs, choice.sent_bytes, stages, degrees, self.job, self.cluster)
+            prices = stage_prices(self._graphs.at(degrees.micro_batch), *asked)
+            step_s = simulated(prices, degrees).step_s
+            if best is None or step_s < best.bound_s:
+                best = Staging(tuple(stages), step_s)
+        return best
 
     def _recomputed(self, stages: Sequence[Assignment]) -> str:
-        """As ``Plan.recompute`` says it."""
+        """``none``, ``full``, or ``mixed`` for anything else."""
         again = sum(len(stage.recompute) for stage in stages)
-        return "none" if not again else "full" if again >= len(self.repeats) else "mixed"
+        if not again and not any(stage.policies for stage in stages):
+            return "none"
+        return "full" if again >= len(self.repeats) else "mixed"
 
     def candidate(self, degrees: Degrees, choice: LayoutChoice, stages: Sequence[Assignment]) -> Candidate:
         """The plan in full, with its price."""
@@ -294,9 +310,11 @@ class Space:
                 StagePlan(
                     units=tuple(names[stage.start : stage.stop]),
                     recompute=tuple(names[index] for index in sorted(stage.recompute)),
+                    policies={names[index]: way for index, way in sorted(stage.policies.items())},
                 )
                 for stage in stages
             ),
+            policies=_used(choice, stages),
             boundary=str(choice.boundary),
             layouts={kind: dict(names) for kind, names in choice.layouts.items()},
             cp_boundary=str(SEQUENCE if degrees.cp > 1 else REPLICATE),
@@ -329,6 +347,7 @@ class Space:
             limit_bytes=limit_bytes(cluster.device),
             reserve_bytes=fixed_reserve_bytes(cluster.device),
             recompute=self.pins.recompute,
+            without=self.pins.rules.without,
         )
 
     def _least_bytes(self, degrees: Degrees, total: _Total) -> float:
@@ -358,8 +377,20 @@ class Space:
         return self._sums[key]
 
     def _kept_bytes(self, kind: str, cost: UnitCost) -> float:
-        may_recompute = self.pins.recompute is not False and self.chain.kinds[kind].path
-        return min(cost.saved_bytes, cost.input_bytes) if may_recompute else cost.saved_bytes
+        if self.pins.recompute == "offload":
+            return 0.0
+        may = self.pins.recompute != NONE and self.chain.kinds[kind].path
+        return cost.least_again[-1][0] if may else cost.saved_bytes
+
+
+def _used(choice: LayoutChoice, stages: Sequence[Assignment]) -> dict[str, dict[str, dict[str, str]]]:
+    """The policies that ``stages`` name, by block kind."""
+    units = choice.graph.units
+    used = sorted({(units[index].kind, way) for stage in stages for index, way in stage.policies.items()})
+    found: dict[str, dict[str, dict[str, str]]] = {}
+    for kind, way in used:
+        found.setdefault(kind, {})[way] = dict(choice.policies[kind][way])
+    return found
 
 
 def _digest(cluster: Cluster) -> str:

@@ -1,10 +1,11 @@
-"""Which units each pipeline stage runs, and how many of them it recomputes, as an integer program.
+"""Which units each pipeline stage runs, and how many of them it recomputes in which way, as an integer program.
 
 The chain is a row of *runs*: g stands for ``count[g]`` units of one kind, one after another. With p
 stages, m micro-batches, w_s = min(m, p - s) of them in flight on stage s, and c the seconds to send,
 
-    n[g,s]  how many units of run g stage s runs;  r[g,s] ≤ n[g,s] how many of them it recomputes
-    d[g,s]  1 if run g ends by the end of stage s;  q[g,s] 1 if stage s recomputes any of run g
+    n[g,s]  how many units of run g stage s runs;  r[g,o,s], Σ_o r[g,o,s] ≤ n[g,s], how many of them in way o:
+            recomputed in full, or under a policy (``cost.keep``)
+    d[g,s]  1 if run g ends by the end of stage s;  q[g,o,s] 1 if stage s has any of run g in way o
     F_s, B_s    seconds of a micro-batch's passes, what is not hidden of its state traffic included
     L_s         seconds of the last backward, with what follows it: gradients reduced, optimizer
     A_s, R_s    seconds before the first forward; a round trip from s through the later stages
@@ -36,6 +37,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from autoplan.cost.keep import FULL, NONE, Keep, hull
 from autoplan.cost.memory import ALLOCATOR_SLACK, StateRates, in_flight, largest_pair
 from autoplan.cost.step import Assignment
 from autoplan.search.run import Run
@@ -58,8 +60,9 @@ class StagingQuestion:
         overlap: ``Cluster.overlap``.
         rates: bytes of state per element.
         limit_bytes, reserve_bytes: memory of a device, and what of it is not for tensors of ours.
-        recompute: None to choose, or whether every unit that may be recomputed is.
-        some, not_all: at least one of them is; at least one is not.
+        recompute: None to choose, or the way of every unit that may be recomputed (``none``: keep all).
+        some, not_all: at least one of them does something again; at least one is not recomputed in full.
+        without: ways that no unit takes.
         excluded: assignments that are known already, and are no answer.
     """
 
@@ -72,10 +75,23 @@ class StagingQuestion:
     rates: StateRates
     limit_bytes: float
     reserve_bytes: float
-    recompute: bool | None = None
+    recompute: str | None = None
     some: bool = False
     not_all: bool = False
+    without: frozenset[str] = frozenset()
     excluded: tuple[tuple[Assignment, ...], ...] = ()
+
+    def ways(self, run: Run) -> list[tuple[str, Keep]]:
+        """What units of ``run`` may do but keep everything: of what nothing forbids, the lower hull."""
+        if not run.repeats or self.recompute == NONE:
+            return []
+        known = {name: run.cost.keep(name) for name in (FULL, *run.cost.keeps)}
+        if self.recompute is not None:
+            return [(name, keep) for name, keep in known.items() if name == self.recompute]
+        free = {n: k for n, k in known.items() if n not in self.without and not k.host_bytes}
+        points = hull([(run.cost.saved_bytes, 0.0), *((k.kept_bytes, k.rerun_s) for k in free.values())])
+        best = {(keep.kept_bytes, keep.rerun_s): (name, keep) for name, keep in reversed(free.items())}
+        return [best[point] for point in points if point in best]
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,8 +105,8 @@ class Staging:
 def best_of_allowed(question: StagingQuestion, allowed: frozenset[str]) -> Staging | None:
     """The best cut of the chain whose recomputation is one of ``allowed`` (``none``, ``full``, ``mixed``)."""
     ways = {
-        "none": replace(question, recompute=False),
-        "full": replace(question, recompute=True),
+        "none": replace(question, recompute=NONE),
+        "full": replace(question, recompute=FULL),
         "mixed": replace(question, some=True, not_all=True),
     }
     found = [staging for name in sorted(allowed) if (staging := solve_staging(ways[name])) is not None]
@@ -109,20 +125,27 @@ def solve_staging(question: StagingQuestion) -> Staging | None:
         return None
     values = result.variable_values()
     counts = [[round(values[v]) for v in row] for row in program.n]
-    again = [[round(values[v]) for v in row] for row in program.r]
+    again = [[(name, [round(values[v]) for v in row]) for name, _, row in ways] for ways in program.r]
     bound = max(result.best_objective_bound(), 0.0) * program.unit_s
     return Staging(_assignments(question, counts, again), bound)
 
 
 class _Program:
-    """The integer program; ``n[g][s]`` and ``r[g][s]`` are its decisions, time counts in ``unit_s``."""
+    """The integer program; ``n[g][s]`` and ``r[g]``, a row of s for each way, are its decisions; time counts in
+    ``unit_s``."""
 
     def __init__(self, question: StagingQuestion, model: mathopt.Model) -> None:
         self.question, self.model = question, model
         self.unit_s = sum(run.count * run.cost.times.total_s for run in question.runs) or 1.0
         indices = range(question.stages)
         self.n = [[model.add_integer_variable(lb=0, ub=run.count) for _ in indices] for run in question.runs]
-        self.r = [[model.add_integer_variable(lb=0, ub=run.count) for _ in indices] for run in question.runs]
+        self.r = [
+            [
+                (name, keep, [model.add_integer_variable(lb=0, ub=run.count) for _ in indices])
+                for name, keep in question.ways(run)
+            ]
+            for run in question.runs
+        ]
         self._place()
         self._recompute()
         for stages in question.excluded:
@@ -158,32 +181,36 @@ class _Program:
                 self.model.add_linear_constraint(end >= ended[stage - 1])
 
     def _recompute(self) -> None:
-        forced = self.question.recompute
-        for run, n, r in zip(self.question.runs, self.n, self.r, strict=True):
-            for count, again in zip(n, r, strict=True):
-                if not run.repeats or forced is False:
-                    self.model.add_linear_constraint(again == 0)
-                elif forced:
+        forced = self.question.recompute is not None
+        everything: list[Any] = []
+        full: list[Any] = []
+        for n, ways in zip(self.n, self.r, strict=True):
+            for stage, count in enumerate(n if ways else ()):
+                again = sum(row[stage] for _, _, row in ways)
+                if forced:
                     self.model.add_linear_constraint(again == count)
                 else:
                     self.model.add_linear_constraint(again <= count)
-        may = [(run, row) for run, row in zip(self.question.runs, self.r, strict=True) if run.repeats]
-        again = sum(variable for _, row in may for variable in row)
+                everything.append(again)
+            full += [variable for name, _, row in ways if name == FULL for variable in row]
         if self.question.some:
-            self.model.add_linear_constraint(again >= 1)
+            self.model.add_linear_constraint(sum(everything) >= 1)
         if self.question.not_all:
-            self.model.add_linear_constraint(again <= sum(run.count for run, _ in may) - 1)
+            may = sum(run.count for run in self.question.runs if run.repeats)
+            self.model.add_linear_constraint(sum(full) <= may - 1)
 
     def _exclude(self, stages: Sequence[Assignment]) -> None:
-        """Some stage has more units of a run than in ``stages``, or recomputes more or fewer of them."""
+        """Some stage has more units of a run than in ``stages``, or more or fewer of them in some way."""
         differs = []
-        for run, n, r in zip(self.question.runs, self.n, self.r, strict=True):
-            for stage, count, again in zip(stages, n, r, strict=True):
+        for run, n, ways in zip(self.question.runs, self.n, self.r, strict=True):
+            for index, stage in enumerate(stages):
                 held = range(max(run.start, stage.start), min(run.start + run.count, stage.stop))
-                rerun = sum(unit in stage.recompute for unit in held)
-                differs.append(self._above(count, len(held), run.count))
-                if run.repeats and self.question.recompute is not False:
-                    differs += [self._above(again, rerun, run.count), self._below(again, rerun, run.count)]
+                differs.append(self._above(n[index], len(held), run.count))
+                for name, _, row in ways:
+                    rerun = sum(stage.way(unit) == name for unit in held)
+                    differs += [
+                        self._above(row[index], rerun, run.count), self._below(row[index], rerun, run.count)
+                    ]  # fmt: skip
         self.model.add_linear_constraint(sum(differs) >= 1)
 
     def _above(self, variable: Any, value: int, most: int) -> Any:
@@ -210,14 +237,14 @@ class _Program:
         if stage + 1 < q.stages:
             terms.append(held * q.sent_bytes)
         rerun = self.model.add_variable(lb=0.0)
-        for run, n, r in zip(q.runs, self.n, self.r, strict=True):
+        for run, n, ways in zip(q.runs, self.n, self.r, strict=True):
             cost = run.cost
             terms.append((run.state_bytes + held * cost.saved_bytes) * n[stage])
-            if run.repeats and q.recompute is not False:
-                terms.append(held * (cost.input_bytes - cost.saved_bytes) * r[stage])
+            for _, keep, row in ways:
+                terms.append(held * (keep.kept_bytes - cost.saved_bytes) * row[stage])
                 some = self.model.add_binary_variable()
-                self.model.add_linear_constraint(r[stage] <= run.count * some)
-                self.model.add_linear_constraint(rerun >= cost.saved_bytes / q.limit_bytes * some)
+                self.model.add_linear_constraint(row[stage] <= run.count * some)
+                self.model.add_linear_constraint(rerun >= keep.again_bytes / q.limit_bytes * some)
         total = sum(term * (1 / q.limit_bytes) for term in terms) + rerun
         room = (q.limit_bytes - q.reserve_bytes) / (1 + ALLOCATOR_SLACK) / q.limit_bytes
         self.model.add_linear_constraint(total <= room)
@@ -226,11 +253,11 @@ class _Program:
         """Variables F, B, head and L of the stage."""
         q = self.question
 
-        def total(of_unit: Callable[[Run], float], of_rerun: Callable[[Run], float] | None = None) -> Any:
+        def total(of_unit: Callable[[Run], float], of_rerun: Callable[[Keep], float] | None = None) -> Any:
             terms = [of_unit(run) / self.unit_s * n[stage] for run, n in zip(q.runs, self.n, strict=True)]
             if of_rerun is not None:
                 terms += [
-                    of_rerun(run) / self.unit_s * r[stage] for run, r in zip(q.runs, self.r, strict=True)
+                    of_rerun(keep) / self.unit_s * row[stage] for ways in self.r for _, keep, row in ways
                 ]
             return sum(terms)
 
@@ -244,8 +271,8 @@ class _Program:
             return variable
 
         forward_window = total(lambda run: run.cost.times.forward_s)
-        backward_window = total(lambda run: run.cost.times.backward_s, lambda run: run.cost.times.forward_s)
-        backward = total(_backward_s, _forward_s)
+        backward_window = total(lambda run: run.cost.times.backward_s, lambda keep: keep.again_s)
+        backward = total(_backward_s, lambda keep: keep.rerun_s)
         last = backward + total(lambda run: run.optimizer_s)
         return (
             at_least(total(_forward_s), lambda run: run.traffic.forward_s, forward_window),
@@ -320,15 +347,18 @@ def largest_bytes(question: StagingQuestion, stage: int) -> float:
 
 
 def _assignments(
-    question: StagingQuestion, counts: Sequence[Sequence[int]], again: Sequence[Sequence[int]]
+    question: StagingQuestion,
+    counts: Sequence[Sequence[int]],
+    again: Sequence[Sequence[tuple[str, Sequence[int]]]],
 ) -> tuple[Assignment, ...]:
-    """Ranges of the chain; of the units of a run in a stage, the first ones are recomputed."""
+    """Ranges of the chain; of the units of a run in a stage, the first ones do something again."""
     stages, start = [], 0
     for s in range(question.stages):
-        recomputed, position = [], start
-        for row, rerun in zip(counts, again, strict=True):
-            recomputed += range(position, position + rerun[s])
+        chosen, position = {}, start
+        for row, ways in zip(counts, again, strict=True):
+            names = [name for name, of_stage in ways for _ in range(of_stage[s])]
+            chosen |= dict(zip(range(position, position + row[s]), names, strict=False))
             position += row[s]
-        stages.append(Assignment(start, position, frozenset(recomputed)))
+        stages.append(Assignment.of(start, position, chosen))
         start = position
     return tuple(stages)

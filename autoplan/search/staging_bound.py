@@ -1,7 +1,8 @@
 """A quick lower bound on the best staging of a chain whose units between the first and last are all equal.
 
-Most models are such a chain. Stage s with n of the N equal units recomputes no more of them than its
-memory demands, so its passes F_s(n) and B_s(n) are known, and so is the least z at which it can hold n:
+Most models are such a chain. Stage s with n of the N equal units makes no more again than its memory demands, at the
+least seconds for the bytes (``UnitCost.least_again``, mixed in any shares), so it has a least F_s(n) and B_s(n), and
+so a least z at which it can hold n:
 
     m (F_s + B_s)(n) + u·(units before it) + what is fixed before it ≤ z    all its work, and the way to it
     m F_s(n) + (m - 1) B_s(n) + L_s(n) ≤ z                                  all its work, and what follows
@@ -23,6 +24,7 @@ from typing import Any
 
 import numpy as np
 
+from autoplan.cost.keep import FULL, NONE, Keep
 from autoplan.cost.memory import ALLOCATOR_SLACK, in_flight
 from autoplan.cost.state_traffic import StateTraffic
 from autoplan.search.pipeline_bound import pipeline_bound_s
@@ -82,8 +84,8 @@ class _Stage:
         fixed = [chain.before] if s == 0 and chain.before else []
         fixed += [chain.after] if s == q.stages - 1 and chain.after else []
         n = np.arange(chain.units.count + 1, dtype=float)
-        r = _recomputed(q, chain.units, fixed, n, s)
-        forward, backward, head, last = _passes(q, chain.units, fixed, n, r)
+        again = _again_s(q, chain.units, fixed, n, s)
+        forward, backward, head, last = _passes(q, chain.units, fixed, n, again)
         m, w = q.micro_batches, in_flight(s, q.stages, q.micro_batches)
         way = 2 * s * q.send_s + (_least_s(q, chain.before) if s and chain.before else 0.0)
         trips = _chain_s(q) + 2 * (q.stages - 1) * q.send_s
@@ -94,7 +96,8 @@ class _Stage:
             for b in (1, (m - 1) // q.stages):
                 free = np.maximum(free, (b + 1) * trips + (m - 1 - b * q.stages) * (forward + backward))
         work = m * (forward + backward) + way - _least_s(q, chain.units) * n
-        return cls(list(np.where(np.isnan(r), np.inf, free)), list(np.where(np.isnan(r), np.inf, work)))
+        never = np.isnan(again)
+        return cls(list(np.where(never, np.inf, free)), list(np.where(never, np.inf, work)))
 
 
 def _holds(q: StagingQuestion, chain: _Chain, stages: Sequence[_Stage], z: float) -> bool:
@@ -110,29 +113,45 @@ def _holds(q: StagingQuestion, chain: _Chain, stages: Sequence[_Stage], z: float
     return left == 0
 
 
-def _recomputed(q: StagingQuestion, unit: Run, fixed: Sequence[Run], n: Any, s: int) -> Any:
-    """Units of n that memory forces to run again; NaN where even all of them do not free enough."""
+def _again_s(q: StagingQuestion, unit: Run, fixed: Sequence[Run], n: Any, s: int) -> Any:
+    """Seconds that n units spend at least on making again what memory does not hold; NaN where it never fits."""
     cost, held = unit.cost, in_flight(s, q.stages, q.micro_batches)
     room = (q.limit_bytes - q.reserve_bytes) / (1 + ALLOCATOR_SLACK) - largest_bytes(q, s)
     room -= sum(run.state_bytes + held * run.cost.saved_bytes for run in fixed)
     room -= held * q.sent_bytes if s + 1 < q.stages else 0.0
-    over = n * (unit.state_bytes + held * cost.saved_bytes) - room
-    again = np.zeros_like(n)
-    freed = held * (cost.saved_bytes - cost.input_bytes)
-    if unit.repeats and q.recompute is not False and freed > 0:
-        again = np.where(over > 0, np.ceil((over + cost.saved_bytes) / freed), 0.0)
-    if unit.repeats and q.recompute is True:
-        again = n
-    fits = over - again * freed + np.where(again > 0, cost.saved_bytes, 0.0) <= 1e-6 * q.limit_bytes
-    return np.where(fits & (again <= n), again, np.nan)
+    room = room + 1e-6 * q.limit_bytes
+    each = np.maximum(n, 1.0)
+    left = (room - n * unit.state_bytes) / (held * each)  # for what a unit keeps
+    forced = _forced(q, unit)
+    if forced is not None:
+        there = np.where(n > 0, forced.again_bytes / (held * each), 0.0)
+        return np.where(
+            (forced.kept_bytes <= left - there) | ((n == 0) & (room >= 0)), n * forced.rerun_s, np.nan
+        )
+    points = cost.least_again if q.recompute != "offload" else ((0.0, 0.0),)
+    kept, seconds = np.array(points[::-1]).T
+    again = n * np.interp(left, kept, seconds)
+    return np.where((left >= kept[0]) | ((n == 0) & (room >= 0)), again, np.nan)
 
 
-def _passes(q: StagingQuestion, unit: Run, fixed: Sequence[Run], n: Any, r: Any) -> tuple[Any, Any, Any, Any]:
-    """F, B, head and L of a stage for each n."""
+def _forced(q: StagingQuestion, unit: Run) -> Keep | None:
+    """The one way that a unit may go, if the question leaves it no choice."""
+    if not unit.repeats or q.recompute == NONE:
+        return unit.cost.keep(NONE)
+    known = q.recompute == FULL or q.recompute in unit.cost.keeps
+    if q.recompute is None or not known:
+        return None
+    return unit.cost.keep(q.recompute)
+
+
+def _passes(
+    q: StagingQuestion, unit: Run, fixed: Sequence[Run], n: Any, again: Any
+) -> tuple[Any, Any, Any, Any]:
+    """F, B, head and L of a stage for each n. All of ``again`` counts as computing, which hides the most."""
     t, traffic = unit.cost.times, unit.traffic
     forward, backward, optimizer = n * t.forward_s, n * t.backward_s, n * unit.optimizer_s
-    comm_f, comm_b = n * t.forward_comm_s, n * t.backward_comm_s + r * t.forward_comm_s
-    window = backward + r * t.forward_s
+    comm_f, comm_b = n * t.forward_comm_s, n * t.backward_comm_s
+    window = backward + again
     sums = [n * value for value in _sent(traffic)]
     for run in fixed:
         times = run.cost.times
