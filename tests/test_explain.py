@@ -55,7 +55,7 @@ def test_other_numbers_can_be_held() -> None:
     ("options", "error", "text"),
     [
         ({"forbid": [("color", 1)]}, InputError, "forbid: got 'color', expected one of pp, dp"),
-        ({"forbid": [("recompute", "some")]}, InputError, "none, full or mixed"),
+        ({"forbid": [("recompute", "some")]}, InputError, "mixed, none, full"),
         ({"forbid": [("recompute", w) for w in ("none", "full", "mixed")]}, PlanError, "left to choose"),
         ({"forbid": [("tp", n) for n in (1, 2, 4)]}, PlanError, "candidates left; release one"),
         ({"pin": {"layer.nothing": "cut o", "tp": 2}}, PlanError, "BLOCK.OP, of the blocks"),

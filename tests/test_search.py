@@ -151,7 +151,7 @@ def test_pins_are_kept(pin: dict[str, Any]) -> None:
         ({"schedule": "zbv", "vpp": 3}, PlanError, "vpp: got 3, expected 2, the stages that each rank holds"),
         ({"schedule": "zbv", "pp": 1}, PlanError, "schedule: got 'zbv', expected left out, as pp is 1"),
         ({"vpp": 2, "pp": 1}, PlanError, "vpp: got '2', expected left out, as pp is 1"),
-        ({"recompute": "some"}, InputError, "recompute: got 'some', expected none or full"),
+        ({"recompute": "some"}, InputError, "recompute: got 'some', expected none, full, selective"),
     ],
 )
 def test_impossible_pins_are_refused(pin: dict[str, Any], error: type[AutoplanError], text: str) -> None:

@@ -122,4 +122,6 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
         for part in (decided, *decided["stages"]):
             if not part["policies"]:
                 del part["policies"]  # plans from before there were any keep their hash
+        if self.cp_order == "plain":
+            del decided["cp_order"]
         return hashlib.sha256(msgspec.json.encode(decided, order="sorted")).hexdigest()[:16]

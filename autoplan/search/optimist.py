@@ -74,6 +74,8 @@ class Optimist:
             half_s += min(backward_s, late_s)
             forward_s[op.name] = min(way.forward_s for way in ways)
             for one in op.saved:
+                if one.value in block.values and degree * cp > 1:  # a view moves without what it is a view of
+                    one = replace(one, nbytes=min(one.nbytes, block.values[one.value].nbytes))
                 part = replace(op, saved=(one,))
                 nbytes = min(saved_bytes(part, strategy, degree) for strategy in known) / cp
                 kept[one.root or op.name] = kept.get(one.root or op.name, 0.0) + nbytes

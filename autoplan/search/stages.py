@@ -194,8 +194,9 @@ class _Program:
                 everything.append(again)
             full += [variable for name, _, row in ways if name == FULL for variable in row]
         if self.question.some:
-            self.model.add_linear_constraint(sum(everything) >= 1)
-        if self.question.not_all:
+            nothing = self.model.add_variable(lb=0.0, ub=0.0)
+            self.model.add_linear_constraint(sum(everything, nothing) >= 1)
+        if self.question.not_all and full:
             may = sum(run.count for run in self.question.runs if run.repeats)
             self.model.add_linear_constraint(sum(full) <= may - 1)
 
