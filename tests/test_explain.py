@@ -71,7 +71,7 @@ def test_impossible_rules_are_refused(options: Any, error: type[AutoplanError], 
 
 def test_the_conflicting_set_is_as_small_as_it_can_be() -> None:
     """micro_batch=8 alone is to blame; tp=1 is not."""
-    small = toy_cluster(nodes=2, memory=3.7e9)
+    small = toy_cluster(nodes=2, memory=3.6e9)
     result = find(small, pin={"dp": 1, "micro_batch": 8})
     assert result.status is Status.INFEASIBLE
     assert result.conflicting == ("micro_batch=8",)

@@ -177,10 +177,10 @@ def test_nothing_fits_is_a_value_with_cures() -> None:
 
 
 def test_releasing_a_pin_is_a_cure() -> None:
-    result = find(toy_cluster(nodes=2, memory=3.7e9), pin={"micro_batch": 8})
+    result = find(toy_cluster(nodes=2, memory=3.6e9), pin={"micro_batch": 8})
     assert result.status is Status.INFEASIBLE
     assert [cure.option for cure in result.cures][:1] == ["--micro-batch"]
-    assert best(find(toy_cluster(nodes=2, memory=3.67e9), pin={"micro_batch": int(result.cures[0].value)}))
+    assert best(find(toy_cluster(nodes=2, memory=3.6e9), pin={"micro_batch": int(result.cures[0].value)}))
 
 
 def test_more_nodes_are_a_cure() -> None:

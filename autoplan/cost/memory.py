@@ -4,13 +4,14 @@ Model state as stock FSDP2 keeps it (P elements on this tp rank, d = fsdp · cp,
 compute and the master dtype, u the elements of the largest unit):
 
     zero   masters, moments   gradients         gathered copy
-    0      M·P                M·P + M·u         c·P
-    1      M·P/d              M·P + M·u         c·P
-    2      M·P/d              M·P/d + 2M·u      c·P
-    3      M·P/d              M·P/d + 2M·u      c of the two largest neighbours
+    0      M·P                M·P               c·P
+    1      M·P/d              M·P               c·P
+    2      M·P/d              M·P/d + M·u       c·P
+    3      M·P/d              M·P/d + M·u       c of the two largest neighbours
 
-The M·u are buffers that gradients are reduced in. One data rank in one dtype needs neither them nor a
-copy. Under zero 0 and 1 gradients add up whole, in the master dtype, until the last micro-batch.
+M·u is the buffer that gradients were reduced in last: it stays until the next reduction, over the worst moment,
+which is where the loss's backward begins. One data rank in one dtype needs neither it nor a copy. Under zero
+0 and 1 gradients add up whole, in the master dtype, and are reduced when activations have gone.
 
 Activations: what the schedule's order of passes keeps at its worst moment (``cost.pipeline.activations``);
 with 1F1B stage s of p holds min(m, p - s) micro-batches (Narayanan et al., 2021, section 2.2.1). A unit
@@ -82,7 +83,7 @@ class StateRates:
         gradient: kept from one micro-batch to the next.
         copy: the compute-dtype copy of every parameter; 0 if only some units are gathered at a time.
         gathered_units: the copy of the two units gathered at a time.
-        reduced_units: the gradient of the units being reduced, times how many they are.
+        reduced_units: the gradient of a unit that was reduced last.
     """
 
     master: float
@@ -103,7 +104,7 @@ class StateRates:
             gradient=full if degrees.zero < 2 else master,
             copy=compute if wrapped and degrees.zero < 3 else 0.0,
             gathered_units=compute if degrees.zero == 3 else 0.0,
-            reduced_units=full * (1 if degrees.zero < 2 else 2) if wrapped else 0.0,
+            reduced_units=full if wrapped and degrees.zero >= 2 else 0.0,
         )
 
 

@@ -42,7 +42,7 @@ class UnitCost:
         times: seconds of both passes, without those of the parameters' data axes.
         saved_bytes: what backward keeps.
         input_bytes: the unit's inputs that carry a gradient: what a recomputed unit keeps instead.
-        workspace_bytes: the largest operands, result and gradients of one op, alive while it runs.
+        workspace_bytes: the largest gradients of one op's result and inputs, alive while its backward runs.
         parameters: elements that the rank holds before the data axes cut them.
         trainable: those of them that have a gradient.
         sizes: elements of each parameter by value name.
@@ -170,11 +170,9 @@ def saved_bytes(op: Op, strategy: Strategy, degree: int) -> float:
 
 
 def _workspace_bytes(block: Block, op: Op, strategy: Strategy, degree: int) -> float:
-    """An op's result with its gradient, and the gradients of its inputs."""
+    """The gradients of an op's result and of its inputs; the values themselves are what backward keeps."""
     total = (
-        2 * local_bytes(block.values[op.output], strategy.output, degree)
-        if op.output in block.values
-        else 0.0
+        local_bytes(block.values[op.output], strategy.output, degree) if op.output in block.values else 0.0
     )
     if op.kind is OpKind.ATTENTION:  # keys, values and their gradients, gathered or on their way
         cut = degree if strategy.share else 1

@@ -43,7 +43,49 @@ class Chunks(nn.Module):
         return {name: module for stage in self.stages for name, module in stage.unit_modules().items()}  # type: ignore[operator]
 
 
-class _Stage(PipelineStage):
+class _FrugalStage(PipelineStage):
+    """A stage that has room only for the messages on their way.
+
+    The stock stage makes the buffers of all micro-batches of a step, and keeps them for ever.
+    """
+
+    def _setup_forward_recv_info(self, *args: Any, **kwargs: Any) -> None:
+        super()._setup_forward_recv_info(*args, **kwargs)
+        for infos in self.args_recv_info.values():
+            _release(infos)
+
+    def _setup_backward_recv_info(self, *args: Any, **kwargs: Any) -> None:
+        super()._setup_backward_recv_info(*args, **kwargs)
+        for infos in self.grad_recv_info.values():
+            _release(infos)
+
+    def _get_recv_ops(self, recv_infos: Any) -> Any:
+        for info in recv_infos:
+            if not info.is_root_arg and info.buffer is None and info.tensor_meta is not None:
+                meta = info.tensor_meta
+                info.buffer = torch.empty_strided(
+                    meta.shape, meta.stride, dtype=meta.dtype, device=self.device
+                )
+        return super()._get_recv_ops(recv_infos)
+
+    def _retrieve_recv_activations(self, fwd_chunk_id: int) -> Any:
+        received = super()._retrieve_recv_activations(fwd_chunk_id)
+        _release(self.args_recv_info[fwd_chunk_id])
+        return received
+
+    def _retrieve_recv_grads(self, bwd_chunk_id: int) -> Any:
+        received = super()._retrieve_recv_grads(bwd_chunk_id)
+        _release(self.grad_recv_info[bwd_chunk_id])
+        return received
+
+
+def _release(infos: Any) -> None:
+    for info in infos:
+        if not info.is_root_arg:
+            info.buffer = None
+
+
+class _Stage(_FrugalStage):
     """A stage whose FSDP state follows the plan's ZeRO level.
 
     The stock stage holds gathered parameters and whole gradients until the step ends, whatever the
@@ -61,7 +103,7 @@ class _Stage(PipelineStage):
         return _backward(bwd_kwargs), None
 
 
-class _HalvedStage(PipelineStage):
+class _HalvedStage(_FrugalStage):
     """The same for schedules that run the weight half of a backward apart (see ``rewrite.weight_halves``)."""
 
     def __init__(self, *args: Any, zero: int, micro_batches: int, **options: Any) -> None:

@@ -138,7 +138,7 @@ def rank_bytes(
     state = full / share * (elements + job.optimizer_states * training)
     state += full * training / (share if plan.zero >= 2 else 1)
     if half != full or plan.dp * plan.fsdp * plan.cp > 1:
-        state += max(u.training for u in units) * full * (2 if plan.zero >= 2 else 1)
+        state += max(u.training for u in units) * full if plan.zero >= 2 else 0.0
         state += elements * half if plan.zero < 3 else 0.0
     if plan.zero == 3:
         state += half * max(_neighbours(stage) for stage in stages)

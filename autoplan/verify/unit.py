@@ -271,8 +271,8 @@ def _by_expert(op: Op, way: Way) -> bool:
 
 
 def _at_work(block: Block, op: Op, way: Way, degree: int) -> float:
-    """The result and its gradient, and gradients of what is no parameter."""
-    total = 2 * held(block.values[op.output], way.output, degree)
+    """Gradients of the result, and of what is no parameter."""
+    total = held(block.values[op.output], way.output, degree)
     if op.kind is OpKind.ATTENTION:  # keys and values of other ranks, and gradients for them
         others = sum(send.nbytes for send in op.sends if send.phase == "backward")
         total += others / (degree if way.shares else 1)
