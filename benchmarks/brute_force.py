@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from msgspec.structs import replace as changed
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
 from test_cost_toys import BlockMaker, toy_cluster, toy_layouts, toy_strategies
@@ -29,18 +30,30 @@ from test_cost_toys import BlockMaker, toy_cluster, toy_layouts, toy_strategies
 from autoplan.cost.degrees import Degrees
 from autoplan.cost.memory import limit_bytes
 from autoplan.cost.step import Assignment
+from autoplan.errors import AutoplanError
 from autoplan.graph.ir import Block, ModelGraph, OpKind, Origin, Saved, Unit
 from autoplan.graph.layout import Layout, shard
 from autoplan.hardware import Cluster
 from autoplan.plan import Job, Schedule
 from autoplan.plan.schedule import SCHEDULE_NEEDS
+from autoplan.plan.validate import least_micro_batches
 from autoplan.search import SearchResult, search
 from autoplan.search.graphs import Graphs
 from autoplan.search.layout_problem import LayoutProblem, layout_problem
 from autoplan.search.pins import Pins
 from autoplan.search.space import Space
 
-__all__ = ["CLOSE", "Family", "Outcome", "best_layouts_s", "compare", "families", "layout_questions"]
+__all__ = [
+    "CLOSE",
+    "Family",
+    "Outcome",
+    "best_layouts_s",
+    "compare",
+    "families",
+    "find",
+    "layout_questions",
+    "with_memory",
+]
 
 CLOSE = 1e-4
 """Relative difference at which the staging program of the search stops."""
@@ -75,6 +88,13 @@ class Family:
     cluster: Cluster
     job: Job
     prices: tuple[tuple[Degrees, float, float], ...]
+    shape: _Shape
+
+    def renamed(self) -> Family:
+        """The same under other names of ops, values and the cluster."""
+        shape = replace(self.shape, prefix="other_")
+        cluster = changed(self.cluster, name="another")
+        return replace(self, graphs=Graphs(shape.graph), shape=shape, cluster=cluster)
 
 
 def families(first_seed: int) -> Iterator[Family]:
@@ -127,8 +147,6 @@ def find(family: Family, cluster: Cluster, pin: dict[str, Any]) -> SearchResult:
 
 def with_memory(cluster: Cluster, memory: float) -> Cluster:
     device = cluster.device
-    from msgspec.structs import replace as changed
-
     return changed(cluster, device=changed(device, memory_bytes=int(memory), usable_bytes=int(memory)))
 
 
@@ -145,8 +163,6 @@ def _family(seed: int) -> Family | None:
     draw = random.Random(seed)
     nodes, node_size = draw.choice([(1, 1), (1, 2), (1, 2), (1, 4), (2, 1), (2, 2), (1, 3), (2, 4)])
     cluster = toy_cluster(nodes, node_size, memory=1e15, speed=draw.choice([0.02, 0.1, 1.0, 10.0]))
-    from msgspec.structs import replace as changed
-
     cluster = changed(cluster, overlap=draw.choice([0.0, 0.5, 0.9]))
     layers = draw.randint(1, 4 if cluster.world_size <= 2 else 3)
     shape = _Shape.of(draw, layers)
@@ -154,14 +170,10 @@ def _family(seed: int) -> Family | None:
     graphs = Graphs(shape.graph)
     try:
         space = Space(graphs, job, cluster, Pins(), toy_strategies, toy_layouts)
-    except ValueError:
-        return None
-    except Exception as error:
-        if type(error).__module__ != "autoplan.errors":
-            raise
+    except AutoplanError:
         return None  # a batch that these ranks cannot share
     prices = tuple(itertools.islice(every_price(space), MOST + 1))
-    return Family(seed, graphs, cluster, job, prices) if 0 < len(prices) <= MOST else None
+    return Family(seed, graphs, cluster, job, prices, shape) if 0 < len(prices) <= MOST else None
 
 
 def every_price(space: Space) -> Iterator[tuple[Degrees, float, float]]:
@@ -196,6 +208,8 @@ def every_degrees(job: Job, cluster: Cluster, units: int) -> Iterator[Degrees]:
 def _worth(schedule: Schedule, vpp: int, pp: int, count: int, units: int) -> bool:
     """What the space holds beside 1F1B: GPipe only where 1F1B cannot run, ZB-H1 with one stage a rank, and of the numbers
     of stages with equally many units on the largest, the least."""
+    if count < least_micro_batches(schedule, pp)[0]:
+        return False
     fewest = min(v for v in range(1, units // pp + 1) if -(-units // (pp * v)) == -(-units // (pp * vpp)))
     match schedule:
         case Schedule.ONE_F_ONE_B:
@@ -204,8 +218,6 @@ def _worth(schedule: Schedule, vpp: int, pp: int, count: int, units: int) -> boo
             return count < pp
         case Schedule.ZB_H1:
             return vpp == 1
-        case Schedule.DUALPIPE_V:
-            return count >= 2 * pp
         case Schedule.INTERLEAVED:
             return vpp == fewest
         case _:
@@ -286,6 +298,22 @@ def best_layouts_s(problem: LayoutProblem) -> float | None:
     return float(total.min())
 
 
+class _Maker(BlockMaker):
+    """Puts a prefix before the names of values and ops."""
+
+    def __init__(self, kind: str, path: str, prefix: str) -> None:
+        super().__init__(kind, path)
+        self._prefix = prefix
+
+    def value(
+        self, name: str, shape: tuple[int, ...], origin: Origin, dtype: str = "bfloat16", grows: bool = True
+    ) -> str:
+        return super().value(self._prefix + name, shape, origin, dtype, grows)
+
+    def add(self, name: str, *args: Any, **kwargs: Any) -> None:
+        super().add(self._prefix + name, *args, **kwargs)
+
+
 @dataclass(frozen=True, slots=True)
 class _Shape:
     """A random model: its sizes, what the blocks of each kind compute, and the kinds of the chain in order.
@@ -299,6 +327,7 @@ class _Shape:
     blocks: tuple[tuple[tuple[Any, ...], ...], ...]
     chain: tuple[int, ...]
     tied: bool
+    prefix: str = ""
 
     @classmethod
     def of(cls, draw: random.Random, layers: int) -> _Shape:
@@ -322,30 +351,30 @@ class _Shape:
             units.append(Unit(f"layers.{index}", f"kind{kind}", f"layers.{index}", (f"h{index}",), made))
         units.append(Unit("epilogue", "epilogue", "", (f"h{len(self.chain)}",), ("loss",)))
         kinds["epilogue"] = self._last(batch)
-        tied = ((("prologue", "w_table"), ("epilogue", "w_logits")),) if self.tied else ()
+        both = (("prologue", f"{self.prefix}w_table"), ("epilogue", f"{self.prefix}w_logits"))
+        tied = (both,) if self.tied else ()
         free = BlockMaker("free", "").done((), ())
         return ModelGraph("random", "f00d", batch, kinds, tuple(units), free, "loss", None, tied, {})
 
     def _first(self, batch: int) -> Block:
-        make = BlockMaker("prologue", "")
+        make = _Maker("prologue", "", self.prefix)
         ids = make.value("ids", (batch, self.seq), Origin.INPUT, "int64", grows=False)
         table = make.value("w_table", (self.vocabulary, self.hidden), Origin.PARAMETER)
         made = make.value("embedded", (batch, self.seq, self.hidden), Origin.OP)
         make.add("embedded", "embedding", OpKind.MEMORY, (ids, table), made)
-        return make.done(("ids",), ("embedded",))
+        return make.done((ids,), (made,))
 
     def _last(self, batch: int) -> Block:
-        make = BlockMaker("epilogue", "")
-        logits = make.linear(
-            "logits", make.value("x", (batch, self.seq, self.hidden), Origin.INPUT), self.vocabulary
-        )
+        make = _Maker("epilogue", "", self.prefix)
+        x = make.value("x", (batch, self.seq, self.hidden), Origin.INPUT)
+        logits = make.linear("logits", x, self.vocabulary)
         loss = make.value("loss", (), Origin.OP, "float32")
         saved = (Saved(logits, 2 * make.values[logits].nbytes),)
         make.add("loss", "loss", OpKind.MEMORY, (logits,), loss, saved=saved)
-        return make.done(("x",), ("loss",))
+        return make.done((x,), (loss,))
 
     def _block(self, batch: int, kind: int) -> Block:
-        make = BlockMaker(f"kind{kind}", f"kind{kind}s.0")
+        make = _Maker(f"kind{kind}", f"kind{kind}s.0", self.prefix)
         made = [make.value("x", (batch, self.seq, self.hidden), Origin.INPUT)]
         for index, (what, *of, width) in enumerate(self.blocks[kind]):
             name = f"{what}{index}"
@@ -353,7 +382,7 @@ class _Shape:
                 made.append(make.linear(name, made[of[0]], width * self.hidden))
             else:
                 made.append(make.pointwise(name, what, *(made[value] for value in of)))
-        return make.done(("x",), (made[-1],))
+        return make.done((made[0],), (made[-1],))
 
 
 def _steps(draw: random.Random) -> tuple[tuple[Any, ...], ...]:
@@ -380,7 +409,9 @@ def _steps(draw: random.Random) -> tuple[tuple[Any, ...], ...]:
 
 
 def layout_questions(family: Family) -> Iterator[LayoutProblem]:
-    """The layouts of one block of the model on two of its ranks, for either boundary."""
+    """The layouts of one block of the model on two of its ranks, for either boundary; none where a node has one."""
+    if family.cluster.node_size < 2:
+        return
     block = list(family.graphs.trace(1).kinds.values())[1]
     for boundary in (Layout.parse("R"), shard(1)):
         yield layout_problem([block], (), boundary, 2, family.cluster, toy_strategies, toy_layouts)

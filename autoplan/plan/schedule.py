@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import lru_cache
 
 __all__ = ["SCHEDULE_NEEDS", "Schedule", "ScheduleNeeds", "looped", "ranks_of_stages", "v_shaped"]
 
@@ -63,6 +64,7 @@ def v_shaped(pp: int) -> tuple[int, ...]:
     return tuple(min(stage, 2 * pp - 1 - stage) for stage in range(2 * pp))
 
 
+@lru_cache(maxsize=4096)
 def ranks_of_stages(schedule: Schedule, pp: int, vpp: int) -> tuple[int, ...]:
     """The pipeline rank that holds each of ``pp · vpp`` stages."""
     return v_shaped(pp) if SCHEDULE_NEEDS[schedule].v_shaped else looped(pp, vpp)

@@ -9,6 +9,8 @@ The one with the least is taken out and looked at more closely:
     CHAIN    memory, recomputation and stages, without layouts       a millisecond
     LAYOUT   one entry for each choice of layouts: solve the         a tenth of a second for the first of
              layouts of the blocks at this micro-batch and tp        a micro-batch and tp
+    RANKS    under schedules whose stages are cut evenly:        a millisecond or two
+             the memory of every rank
     solved   the stages' integer program, then the simulated step; where that is slower than the program's bound,
              the candidate waits again under this bound, for the best of its other stages
 
@@ -50,6 +52,7 @@ class _Level(IntEnum):
     ROUGH = 0
     CHAIN = 1
     LAYOUT = 2
+    RANKS = 3
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -139,10 +142,10 @@ class BranchAndBound:
             if mesh_of(entry.degrees) in seen:
                 continue
             looks += 1
-            if entry.level is _Level.LAYOUT:
+            if self._is_last(entry):
                 self._price(entry)
                 seen |= {mesh_of(candidate.plan) for candidate in self.found}
-            elif entry.level <= _Level.ROUGH or near(entry.degrees):
+            elif entry.level != _Level.CHAIN or near(entry.degrees):
                 for closer in self._closer(entry):
                     heapq.heappush(queue, closer)
         self._close()
@@ -153,10 +156,16 @@ class BranchAndBound:
 
     def _step(self) -> None:
         entry = heapq.heappop(self._queue)
-        if entry.level is _Level.LAYOUT:
+        if self._is_last(entry):
             self._price(entry)
-        for closer in self._closer(entry):
-            heapq.heappush(self._queue, closer)
+        else:
+            for closer in self._closer(entry):
+                heapq.heappush(self._queue, closer)
+
+    def _is_last(self, entry: _Entry) -> bool:
+        """True if the next look is the price."""
+        closer = self.space.has_closer_bound(entry.degrees)
+        return entry.level is (_Level.RANKS if closer else _Level.LAYOUT)
 
     def _closer(self, entry: _Entry) -> list[_Entry]:
         """What becomes of a candidate that is looked at one level more closely."""
@@ -175,8 +184,11 @@ class BranchAndBound:
             closer.append(self._entry(bound_s, _Level.CHAIN, degrees))
         elif entry.level is _Level.CHAIN:
             for index, choice in enumerate(space.choices(degrees)):
-                bound_s = max(entry.bound_s, space.choice_bound_s(degrees, choice))
+                bound_s = max(entry.bound_s, space.choice_bound_s(degrees, choice, closely=False))
                 closer.append(self._entry(bound_s, _Level.LAYOUT, degrees, index))
+        elif entry.level is _Level.LAYOUT and space.has_closer_bound(degrees):
+            bound_s = max(entry.bound_s, space.choice_bound_s(degrees, space.choices(degrees)[entry.choice]))
+            closer.append(self._entry(bound_s, _Level.RANKS, degrees, entry.choice))
         return [found for found in closer if found.least < math.inf]
 
     def _entry(self, bound_s: float, level: _Level, degrees: Degrees, choice: int = 0) -> _Entry:
@@ -187,7 +199,7 @@ class BranchAndBound:
         """A bound of the goal for steps of ``bound_s`` and more."""
         busy_s = 0.0
         if self.goal.objective is Objective.ENERGY:
-            chosen = self.space.choices(degrees)[choice] if level is _Level.LAYOUT else None
+            chosen = self.space.choices(degrees)[choice] if level >= _Level.LAYOUT else None
             busy_s = self.space.least_busy_s(degrees, chosen)
         return self.goal.bound(bound_s, busy_s)
 

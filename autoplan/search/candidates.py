@@ -106,7 +106,8 @@ def _stages_a_rank(pp: int, units: int, pinned: int | None) -> list[int]:
     if pinned is not None:
         return [pinned]
     most = units // pp
-    return sorted({-(-units // (pp * size)) for size in range(1, most + 1)} & set(range(1, most + 1)))
+    largest = range(1, -(-units // pp) + 1)
+    return sorted({-(-units // (pp * size)) for size in largest} & set(range(1, most + 1)))
 
 
 def _first(degrees: Degrees, units: int, pins: Pins) -> list[Degrees]:

@@ -184,7 +184,9 @@ class Scheduled:
         limit = limit_bytes(self.cluster.device)
         return next((count for count in tried if total[count] <= limit), None)
 
-    def first_rank_bound_s(self, degrees: Degrees, costs: Mapping[str, UnitCost]) -> float:
+    def first_rank_bound_s(
+        self, degrees: Degrees, costs: Mapping[str, UnitCost], sent_bytes: Sequence[float] = ()
+    ) -> float:
         """A bound that knows the memory of the first rank, which keeps the most; infinite if that does not fit."""
         ranges = [
             own for own, rank in zip(self.ranges(degrees), degrees.stage_ranks, strict=True) if rank == 0
@@ -194,7 +196,14 @@ class Scheduled:
         p, v, m = degrees.pp, degrees.vpp, degrees.num_micro_batches
         moments = moments_of_rank(degrees.schedule, p, v, m, 0)
         again_s = self._least_again_s(degrees, ranges, loads, moments)
-        return self.bound_s(degrees, costs, first_again_s=again_s) if again_s < math.inf else math.inf
+        if again_s == math.inf:
+            return math.inf
+        send_s = self._least_send_s(degrees, sent_bytes)
+        return self.bound_s(degrees, costs, send_s=send_s, first_again_s=again_s)
+
+    def _least_send_s(self, degrees: Degrees, sent_bytes: Sequence[float]) -> float:
+        sent = min(sent_bytes, default=0.0)
+        return self.cluster.p2p_time_s(sent, degrees.pp_stride, degrees.pp)
 
     def _least_again_s(
         self,
@@ -234,8 +243,7 @@ class Scheduled:
         fitting = self.fitting(degrees, costs, sent_bytes)
         if not fitting:
             return math.inf
-        sent = min(sent_bytes, default=0.0)
-        send_s = self.cluster.p2p_time_s(sent, degrees.pp_stride, degrees.pp)
+        send_s = self._least_send_s(degrees, sent_bytes)
         ways = [
             {unit: stage.way(unit) for stage in stages for unit in (*stage.recompute, *stage.policies)}
             for stages in fitting
@@ -323,6 +331,4 @@ def _row(unit: UnitCost, sent: StateTraffic, element_s: float) -> tuple[float, .
 
 
 def _by_rank(of_stages: Floats, degrees: Degrees) -> Floats:
-    total = np.zeros(degrees.pp)
-    np.add.at(total, list(degrees.stage_ranks), of_stages)
-    return total
+    return np.bincount(degrees.stage_ranks, weights=of_stages, minlength=degrees.pp)

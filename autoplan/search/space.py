@@ -242,14 +242,20 @@ class Space:
         """A bound that knows memory, recomputation and stages, but searches no layouts."""
         if not _searched(degrees):
             return self._scheduled.first_rank_bound_s(degrees, self._least_costs(degrees))
-        costs = self._optimist.costs(degrees.micro_batch, degrees.tp, degrees.cp)
-        return staging_bound_s(self._question(degrees, costs, ()))
+        return staging_bound_s(self._question(degrees, self._least_costs(degrees), ()))
 
-    def choice_bound_s(self, degrees: Degrees, choice: LayoutChoice) -> float:
-        """The same, with the layouts that it would run with."""
-        if not _searched(degrees):
-            return self._scheduled.close_bound_s(degrees, choice.costs, choice.sent_bytes)
-        return staging_bound_s(self._question(degrees, choice.costs, choice.sent_bytes))
+    def choice_bound_s(self, degrees: Degrees, choice: LayoutChoice, closely: bool = True) -> float:
+        """The same, with the layouts that it would run with. Not ``closely``: of ranks, only the first one's memory."""
+        if _searched(degrees):
+            return staging_bound_s(self._question(degrees, choice.costs, choice.sent_bytes))
+        asked = degrees, choice.costs, choice.sent_bytes
+        return (
+            self._scheduled.close_bound_s(*asked) if closely else self._scheduled.first_rank_bound_s(*asked)
+        )
+
+    def has_closer_bound(self, degrees: Degrees) -> bool:
+        """True if ``choice_bound_s`` has a bound to give that takes longer."""
+        return not _searched(degrees)
 
     def solve(
         self,
