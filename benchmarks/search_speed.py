@@ -3,9 +3,10 @@
     python benchmarks/search_speed.py [--only NAME] [--repeats N]
 
 Cold is the whole of a fresh process: imports, the model on the meta device, its traces, the search. Warm is the
-same search asked again in that process, which keeps traces and layouts (``search.graphs.Graphs``). Figures are
-medians over processes; memory is the peak of a process. Wall time depends on what else the machine does (its
-load is recorded); CPU time hardly does.
+same search asked again in that process, which keeps traces and layouts (``search.graphs.Graphs``). A case with a
+limit stops there if its plan is not proven by then (``status`` says so). Figures are medians over processes; memory
+is the peak of a process. Wall time depends on what else the machine does (its load is recorded); CPU time hardly
+does.
 """
 
 from __future__ import annotations
@@ -33,10 +34,11 @@ DEPTHS = (8, 32, 126)
 
 
 def cases() -> dict[str, dict[str, Any]]:
-    """What is asked: the model, its layers if not its own, nodes of eight, and the batch."""
+    """What is asked: the model, its layers if not its own, nodes of eight, the batch, and seconds to stop after."""
     asked = {
         "llama3-405b, 2048 nodes": {"model": "llama3-405b", "nodes": 2048, "batch": 8192},
-        "deepseek-v3, 256 nodes": {"model": "deepseek-v3", "nodes": 256, "batch": 8192},
+        "deepseek-v3, 256 nodes": {"model": "deepseek-v3", "nodes": 256, "batch": 8192, "limit_s": 60.0},
+        "llama3-70b, 16 nodes": {"model": "llama3-70b", "nodes": 16, "batch": 1024},
     }
     for nodes in GROWTH_NODES:
         asked[f"llama3-8b, {nodes} nodes"] = {"model": "llama3-8b", "nodes": nodes, "batch": 8 * nodes * 8}
@@ -94,7 +96,7 @@ def measure(asked: dict[str, Any]) -> dict[str, Any]:
     figures: dict[str, Any] = {}
     for name in ("search", "warm"):
         started = time.monotonic()
-        result = search(graphs, job, cluster)
+        result = search(graphs, job, cluster, time_limit_s=asked.get("limit_s"))
         figures[f"{name}_s"] = time.monotonic() - started
     assert result.plan is not None and result.estimate is not None
     usage = resource.getrusage(resource.RUSAGE_SELF)
