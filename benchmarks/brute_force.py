@@ -16,7 +16,7 @@ import itertools
 import math
 import random
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,7 @@ from test_cost_toys import BlockMaker, toy_cluster, toy_layouts, toy_strategies
 from autoplan.cost.degrees import Degrees
 from autoplan.cost.memory import limit_bytes
 from autoplan.cost.step import Assignment
+from autoplan.cost.unit import UnitCost
 from autoplan.errors import AutoplanError
 from autoplan.graph.ir import Block, ModelGraph, OpKind, Origin, Saved, Unit
 from autoplan.graph.layout import Layout, shard
@@ -180,7 +181,7 @@ def every_price(space: Space) -> Iterator[tuple[Degrees, float, float]]:
     """Each plan of the space, with its seconds and the bytes of its worst rank."""
     for degrees in every_degrees(space.job, space.cluster, len(space.chain.units)):
         for choice in space.choices(degrees):
-            for stages in _stagings(space, degrees):
+            for stages in _stagings(space, degrees, choice.costs):
                 estimate = space.candidate(degrees, choice, stages).estimate
                 yield degrees, estimate.step_time_s, estimate.peak_memory_bytes
 
@@ -224,37 +225,59 @@ def _worth(schedule: Schedule, vpp: int, pp: int, count: int, units: int) -> boo
             return True
 
 
-def _stagings(space: Space, degrees: Degrees) -> Iterator[list[Assignment]]:
-    """1F1B: every cut of the chain, each stage with every number of its units of a kind recomputed. Other schedules: the
-    even stages, with the units of each rank recomputed in turn, from none to all."""
+def _stagings(space: Space, degrees: Degrees, costs: Mapping[str, UnitCost]) -> Iterator[list[Assignment]]:
+    """1F1B: every cut of the chain, and on each stage every number of units of a kind that go each way. Other
+    schedules: the even stages, for each way as many units of each rank in turn as there may be, from none to all."""
     units = len(space.chain.units)
     if degrees.schedule is Schedule.ONE_F_ONE_B:
         for cuts in itertools.combinations(range(1, units), degrees.pp - 1):
             ranges = list(itertools.pairwise((0, *cuts, units)))
-            ways = [list(_recomputed(space, start, stop)) for start, stop in ranges]
+            ways = [list(_stage_ways(space, start, stop, costs)) for start, stop in ranges]
             yield from (list(stages) for stages in itertools.product(*ways))
         return
     even = space._scheduled.ranges(degrees)
-    orders = []
-    for rank in range(degrees.pp):
-        own = [even[s] for s, home in enumerate(degrees.stage_ranks) if home == rank]
-        layers = [[i for i in range(start, stop) if i in space.repeats] for start, stop in own]
-        turns = itertools.zip_longest(*layers)
-        orders.append([unit for turn in turns for unit in turn if unit is not None])
-    for counts in itertools.product(*(range(len(order) + 1) for order in orders)):
-        again = {unit for order, count in zip(orders, counts, strict=True) for unit in order[:count]}
-        yield [Assignment(a, b, frozenset(again & set(range(a, b)))) for a, b in even]
+    names = dict.fromkeys(name for cost in costs.values() for name in _ways(cost))
+    for name in names:
+        orders = []
+        for rank in range(degrees.pp):
+            own = [even[s] for s, home in enumerate(degrees.stage_ranks) if home == rank]
+            may = [
+                [i for i in range(*ends) if i in space.repeats and name in _ways(_cost(space, i, costs))]
+                for ends in own
+            ]
+            turns = itertools.zip_longest(*may)
+            orders.append([unit for turn in turns for unit in turn if unit is not None])
+        for counts in itertools.product(*(range(len(order) + 1) for order in orders)):
+            again = {unit for order, count in zip(orders, counts, strict=True) for unit in order[:count]}
+            yield [Assignment.of(a, b, {i: name for i in range(a, b) if i in again}) for a, b in even]
 
 
-def _recomputed(space: Space, start: int, stop: int) -> Iterator[Assignment]:
-    """By kind, the first so many units; which of equal ones makes no difference."""
+def _stage_ways(space: Space, start: int, stop: int, costs: Mapping[str, UnitCost]) -> Iterator[Assignment]:
+    """Which of equal units go which way makes no difference."""
     kinds: dict[str, list[int]] = {}
     for index in range(start, stop):
         if index in space.repeats:
             kinds.setdefault(space.chain.units[index].kind, []).append(index)
-    for counts in itertools.product(*(range(len(same) + 1) for same in kinds.values())):
-        again = [i for same, count in zip(kinds.values(), counts, strict=True) for i in same[:count]]
-        yield Assignment(start, stop, frozenset(again))
+    each = [
+        itertools.combinations_with_replacement(("none", *_ways(costs[kind])), len(same))
+        for kind, same in kinds.items()
+    ]
+    for chosen in itertools.product(*each):
+        ways = {
+            unit: way
+            for same, taken in zip(kinds.values(), chosen, strict=True)
+            for unit, way in zip(same, taken, strict=True)
+        }
+        yield Assignment.of(start, stop, ways)
+
+
+def _cost(space: Space, unit: int, costs: Mapping[str, UnitCost]) -> UnitCost:
+    return costs[space.chain.units[unit].kind]
+
+
+def _ways(cost: UnitCost) -> tuple[str, ...]:
+    """What a unit may do again; parking activations on the host is chosen only when asked for."""
+    return (*(name for name in cost.keeps if name != "offload"), "full")
 
 
 def best_layouts_s(problem: LayoutProblem) -> float | None:

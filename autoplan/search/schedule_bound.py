@@ -56,7 +56,9 @@ class StageSums:
 def schedule_bound_s(degrees: Degrees, sums: StageSums) -> float:
     """Seconds that no step of ``degrees`` with these stages is below."""
     p, m = degrees.pp, degrees.num_micro_batches
-    work = np.bincount(degrees.stage_ranks, weights=m * (sums.forward + sums.backward), minlength=p).astype(float)
+    work = np.bincount(degrees.stage_ranks, weights=m * (sums.forward + sums.backward), minlength=p).astype(
+        float
+    )
     work += m * sums.again
     way, back = np.zeros(p), np.zeros(p)
     way[1:] = np.cumsum(sums.forward[: p - 1] + sums.send[: p - 1])

@@ -331,4 +331,4 @@ def _row(unit: UnitCost, sent: StateTraffic, element_s: float) -> tuple[float, .
 
 
 def _by_rank(of_stages: Floats, degrees: Degrees) -> Floats:
-    return np.bincount(degrees.stage_ranks, weights=of_stages, minlength=degrees.pp)
+    return np.bincount(degrees.stage_ranks, weights=of_stages, minlength=degrees.pp).astype(float)
