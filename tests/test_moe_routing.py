@@ -19,7 +19,7 @@ from autoplan.cost.compute import op_times
 from autoplan.cost.unit import unit_cost
 from autoplan.errors import InputError
 from autoplan.graph.axes import strategies
-from autoplan.graph.ir import Block, ModelGraph, Op
+from autoplan.graph.ir import Block, ModelGraph, Op, Origin
 from autoplan.graph.layout import REPLICATE
 from autoplan.graph.routing import Routing
 from autoplan.graph.strategy import Strategy
@@ -177,6 +177,8 @@ def test_capacity_bounds_the_room_that_is_priced_and_nothing_else() -> None:
             inputs=(rows, ends),
             outputs=(op.output,),
             parameters={weight: block.parameters[weight]},
+            values={name: block.values[name] for name in (weight, op.output)}
+            | {name: replace(block.values[name], origin=Origin.INPUT) for name in (rows, ends)},
         )
         return unit_cost(alone, {op.name: "cut e"}, REPLICATE, 4, cluster, strategies)
 
