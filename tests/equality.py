@@ -16,12 +16,14 @@ import torch
 import torch.nn.functional as F
 from many_models import MANY
 from msgspec.structs import replace
+from routed_models import OddModel
 from torch import Tensor, nn
 
 import autoplan
 from autoplan.cost.storages import storages_of
 from autoplan.graph.axes import sequence_strategies, strategies, value_layouts
 from autoplan.graph.cut import cut_graph
+from autoplan.graph.expert_cut import cut_experts
 from autoplan.graph.ir import Block, ModelGraph
 from autoplan.graph.layout import REPLICATE, Layout
 from autoplan.graph.sources.builtin import build_decoder
@@ -108,12 +110,17 @@ def make(name: str, dtype: str) -> tuple[nn.Module, Any]:
     if name.startswith("gpt"):
         model = PlainGPT(tied=name != "gpt-untied", drop=0.2 if name == "gpt-dropout" else 0.0)
         return (model.double() if dtype == "fp64" else model), gpt_loss
+    if name == "moe-odd":
+        model = OddModel(VOCAB)
+        return (model.double() if dtype == "fp64" else model), gpt_loss
     if name == "moe":
         config = DecoderConfig(
             "rotary", VOCAB, 32, 2, 4, 2, 8, 48, SEQ, "a small Mixtral", experts=4, experts_per_token=2
         )
         model = build_decoder(config)
         return (model.double() if dtype == "fp64" else model), None
+    if name in _MIXTURES:
+        return _mixture(name), None
     from transformers import LlamaConfig, LlamaForCausalLM
 
     config = LlamaConfig(
@@ -128,6 +135,32 @@ def make(name: str, dtype: str) -> tuple[nn.Module, Any]:
             if type(child).__name__ == "LlamaRMSNorm":
                 setattr(module, child_name, nn.RMSNorm(config.hidden_size, eps=1e-6))
     return model.double(), llama_loss
+
+
+_SMALL = {
+    "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
+    "vocab_size": VOCAB, "max_position_embeddings": SEQ, "intermediate_size": 48,
+}  # fmt: skip
+_MIXTURES: dict[str, tuple[str, dict[str, Any]]] = {
+    "mixtral": ("Mixtral", {"num_local_experts": 4}),
+    "qwen-moe": ("Qwen3Moe", {
+        "num_experts": 8, "num_experts_per_tok": 3, "moe_intermediate_size": 24, "head_dim": 8, "mlp_only_layers": [0],
+    }),
+    "deepseek": ("DeepseekV3", {
+        "n_routed_experts": 8, "num_experts_per_tok": 2, "n_shared_experts": 1, "moe_intermediate_size": 24,
+        "first_k_dense_replace": 1, "n_group": 2, "topk_group": 1, "q_lora_rank": 16, "kv_lora_rank": 16,
+        "qk_rope_head_dim": 4, "qk_nope_head_dim": 4, "v_head_dim": 8, "num_key_value_heads": 4,
+    }),
+}  # fmt: skip
+
+
+def _mixture(name: str) -> nn.Module:
+    """A small mixture of Hugging Face's, whose routers compute in float32."""
+    import transformers
+
+    family, more = _MIXTURES[name]
+    config = getattr(transformers, f"{family}Config")(**(_SMALL | more))
+    return getattr(transformers, f"{family}ForCausalLM")(config)
 
 
 def optimizer_for(dtype: str) -> Any:
@@ -149,7 +182,7 @@ def make_batch(name: str, samples: int, step: int, dtype: str = "fp32") -> dict[
     labels = torch.randint(0, VOCAB, (samples, SEQ), generator=generator)
     for row in range(samples):
         labels[row, : row % 5] = -100
-    key = "ids" if name.startswith("gpt") else "input_ids"
+    key = "ids" if name.startswith("gpt") or name == "moe-odd" else "input_ids"
     return {key: ids, "labels": labels}
 
 
@@ -170,6 +203,7 @@ class Case:
     fsdp: int = 1
     cp: int = 1
     tp: int = 1
+    ep: int = 1
     zero: int = 0
     micro_batch: int = 1
     num_micro_batches: int = 2
@@ -249,6 +283,7 @@ def plan_for(graph: ModelGraph, case: Case) -> Plan:
             kinds = sorted(graph.kinds.items())
             cp_layouts = {k: random_cp_layouts(b, case.cp, order, rng) for k, b in kinds}
         graph = cut_graph(graph, cp_layouts, Layout.parse(case.cp_boundary), case.cp, order)
+    graph = cut_experts(graph, case.ep)
     if case.tp > 1:
         layouts = {kind: random_layouts(block, case.tp, rng) for kind, block in sorted(graph.kinds.items())}
         for group in graph.tied:  # one tensor has one layout
@@ -285,7 +320,7 @@ def plan_for(graph: ModelGraph, case: Case) -> Plan:
         ]
     return Plan(
         model=graph.name, fingerprint=graph.fingerprint, global_batch=case.global_batch, precision=Precision(case.dtype),
-        pp=case.pp, dp=case.dp, fsdp=case.fsdp, cp=case.cp, tp=case.tp, micro_batch=case.micro_batch,
+        pp=case.pp, dp=case.dp, fsdp=case.fsdp, cp=case.cp, tp=case.tp, ep=case.ep, micro_batch=case.micro_batch,
         num_micro_batches=case.num_micro_batches, zero=case.zero, stages=tuple(stages),
         boundary=str(Layout.parse(case.boundary)), layouts=layouts, vpp=case.vpp, schedule=Schedule(case.schedule),
         cp_boundary=case.cp_boundary if case.cp > 1 else "R", cp_layouts=cp_layouts, cp_order=order,

@@ -235,7 +235,7 @@ def test_the_options_of_search_are_the_ones_promised() -> None:
     assert options == {
         *("-h", "--help", "--seq", "--global-batch", "--precision", "--optimizer"),
         *("--cluster", "--nodes", "--gpus"),
-        *("--tp", "--cp", "--pp", "--dp", "--fsdp", "--zero", "--schedule", "--vpp"),
+        *("--tp", "--cp", "--ep", "--pp", "--dp", "--fsdp", "--zero", "--schedule", "--vpp"),
         *("--micro-batch", "--recompute", "--no-recompute"),
         *("--pin", "--forbid"),
         *("--moe-imbalance", "--moe-histogram", "--moe-capacity"),

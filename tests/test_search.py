@@ -142,7 +142,7 @@ def test_pins_are_kept(pin: dict[str, Any]) -> None:
         ({"tpp": 2}, InputError, "pin: got 'tpp', expected one of pp, dp, fsdp, cp, tp"),
         ({"tp": 3}, PlanError, "tp: got 3, expected a divisor of the 8 ranks"),
         ({"tp": 8}, PlanError, "tp: got 8, expected a divisor of the 4 ranks of a node"),
-        ({"ep": 2}, PlanError, "ep: got 2, expected 1, the only degree"),
+        ({"ep": 2}, PlanError, "ep: got 2, expected a divisor of the number of experts"),
         ({"pp": "2"}, PlanError, "pp: got '2', expected an integer of at least 1"),
         ({"pp": 4, "tp": 4}, PlanError, "pp · dp · fsdp · cp · tp: got 16"),
         ({"zero": 1, "fsdp": 1}, PlanError, "zero: got 1, expected 0 where fsdp is 1"),

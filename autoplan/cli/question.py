@@ -34,7 +34,7 @@ __all__ = [
 ]
 
 _OPTIMIZER_STATES = {"adamw": 2, "sgd": 0}
-_PINS = ("tp", "cp", "pp", "vpp", "dp", "fsdp", "micro_batch", "schedule")
+_PINS = ("tp", "cp", "ep", "pp", "vpp", "dp", "fsdp", "micro_batch", "schedule")
 _ASKED = (
     "model",
     "seq",
@@ -146,6 +146,7 @@ def add_pins(parser: argparse.ArgumentParser) -> None:
     for name, meaning in (
         ("tp", "GPUs that share each op (tensor parallel)"),
         ("cp", "GPUs that share each sequence (context parallel)"),
+        ("ep", "data ranks that share out the experts of a layer (expert parallel)"),
         ("pp", "GPUs that one sample passes through (pipeline parallel)"),
         ("vpp", "stages that each of these GPUs holds (virtual stages)"),
         ("dp", "whole copies of the training state (data parallel)"),

@@ -27,6 +27,7 @@ class Degrees:
     num_micro_batches: int
     schedule: Schedule = Schedule.ONE_F_ONE_B
     vpp: int = 1
+    ep: int = 1
 
     @classmethod
     def of(cls, plan: Plan) -> Degrees:
@@ -41,6 +42,7 @@ class Degrees:
             plan.num_micro_batches,
             plan.schedule,
             plan.vpp,
+            plan.ep,
         )
 
     @property
@@ -69,6 +71,25 @@ class Degrees:
     @property
     def replica_stride(self) -> int:
         return self.tp * self.shard_ranks
+
+    @property
+    def expert_shard_ranks(self) -> int:
+        """How many ranks share the state of one rank's experts; they are ``expert_stride`` apart."""
+        return max(self.shard_ranks // self.ep, 1)
+
+    @property
+    def expert_replicas(self) -> int:
+        """How many copies of that state the data axes hold."""
+        return self.data_ranks * self.cp // (self.ep * self.expert_shard_ranks)
+
+    @property
+    def expert_stride(self) -> int:
+        return self.tp * self.ep
+
+    @property
+    def expert_spread(self) -> float:
+        """How many times as much of its experts' state a rank keeps as of other state of that size."""
+        return self.shard_ranks / self.expert_shard_ranks
 
     @property
     def pp_stride(self) -> int:

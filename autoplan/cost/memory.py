@@ -48,6 +48,7 @@ __all__ = [
     "largest_pair",
     "limit_bytes",
     "rank_memory",
+    "state_bytes",
 ]
 
 ALLOCATOR_SLACK = 0.08
@@ -150,19 +151,30 @@ def rank_memory(
     units = [unit for load in loads for unit in load.units]
     parameters = sum(unit.parameters for unit in units)
     trainable = sum(unit.trainable for unit in units)
+    stored = sum(unit.stored(degrees) for unit in units)
+    stepped = sum(unit.stepped(degrees) for unit in units)
     rates = StateRates.of(degrees, job)
     rerun = max(keep.again_bytes for load in loads for keep in load.keeps)
     pair = max(largest_pair(load.units) for load in loads)
     owners = {
-        "parameters": parameters * rates.master,
-        "gradients": trainable * rates.gradient + rates.reduced_units * max(unit.trainable for unit in units),
-        "optimizer": trainable * rates.optimizer,
+        "parameters": stored * rates.master,
+        "gradients": (trainable if degrees.zero < 2 else stepped) * rates.gradient
+        + rates.reduced_units * max(unit.trainable for unit in units),
+        "optimizer": stepped * rates.optimizer,
         "activations": activations,
         "gathered": parameters * rates.copy + rates.gathered_units * pair,
         "workspace": rerun + max(unit.workspace_bytes for unit in units),
     }
     reserve = fixed_reserve_bytes(device) + ALLOCATOR_SLACK * sum(owners.values())
     return MemoryEstimate(**owners, reserve=reserve)
+
+
+def state_bytes(unit: UnitCost, degrees: Degrees, rates: StateRates) -> float:
+    """Masters, moments, gradients and copy of one unit: what grows with the number of units."""
+    stepped = unit.stepped(degrees)
+    gradients = unit.trainable if degrees.zero < 2 else stepped
+    kept = unit.stored(degrees) * rates.master + unit.parameters * rates.copy
+    return kept + stepped * rates.optimizer + gradients * rates.gradient
 
 
 def largest_pair(units: Sequence[UnitCost]) -> float:

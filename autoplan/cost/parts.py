@@ -94,7 +94,7 @@ def _rank_parts(
         "backward": backward,
         "recompute": again_s,
         "tp": max(computed - forward - backward - again_s - cp - copied, 0.0),
-        "cp": cp,
+        "ep" if degrees.ep > 1 else "cp": cp,
         "fsdp": sum(m * (t.forward_fsdp_s + t.backward_fsdp_s) + t.head_s + t.tail_fsdp_s for t in priced),
         "dp": sum(t.tail_dp_s + t.tied_s for t in priced),
         "optimizer": sum(t.optimizer_s for t in priced),

@@ -56,6 +56,10 @@ def unit_prices(
         from autoplan.graph.cut import cut_graph
 
         graph = cut_graph(graph, plan.cp_layouts, Layout.parse(plan.cp_boundary), plan.cp, plan.cp_order)
+    if plan.ep > 1:
+        from autoplan.graph.expert_cut import cut_experts
+
+        graph = cut_experts(graph, plan.ep)
     check_policies(graph, plan)
     if strategies_of is None:
         from autoplan.graph.axes import strategies

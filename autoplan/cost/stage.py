@@ -83,7 +83,7 @@ def stage_times(
     scattered = exposed_s(traffic.backward_s + traffic.tail_fsdp_s, backward_window, overlap) - each_s
     once = traffic.tail_fsdp_s + traffic.tail_dp_s
     reduced = exposed_s(traffic.backward_s + once, backward_window, overlap) - each_s - scattered
-    trainable = sum(unit.trainable for unit in units)
+    trainable = sum(unit.stepped(degrees) for unit in units)
     return StageTimes(
         times=times,
         recompute_s=sum(keep.rerun_s for keep in keeps),

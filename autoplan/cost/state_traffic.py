@@ -9,6 +9,8 @@ dtype, gradients in the master dtype; shards lie on fsdp and cp together, copies
     2      once a step, kept                       each micro-batch           once a step
     3      each micro-batch, forward and backward  each micro-batch           once a step
 
+Experts that an ep axis has shared out are a group of their own, on the ranks that hold the same ones.
+
 Volumes: Rajbhandari et al., 2020, section 7. Of what is sent, the share ``cluster.overlap`` hides
 behind compute while there is compute left to hide behind.
 """
@@ -50,14 +52,15 @@ class StateTraffic:
 
 def state_traffic(unit: UnitCost, degrees: Degrees, precision: Precision, cluster: Cluster) -> StateTraffic:
     """Seconds that the data axes send for one unit of a stage."""
-    gather = scatter = reduce = 0.0
-    if degrees.shard_ranks > 1:
-        size, stride = degrees.shard_ranks, degrees.tp
-        gather = _sent_s("all_gather", unit.parameters * precision.compute_bytes, size, stride, cluster)
-        scatter = _sent_s("reduce_scatter", unit.trainable * precision.master_bytes, size, stride, cluster)
-    if degrees.replicas > 1:
-        shard = unit.trainable * precision.master_bytes / degrees.shard_ranks
-        reduce = _sent_s("all_reduce", shard, degrees.replicas, degrees.replica_stride, cluster)
+    dense = unit.parameters - unit.experts, unit.trainable - unit.trainable_experts
+    gather, scatter, reduce = _sent_each(
+        dense, degrees.shard_ranks, degrees.tp, degrees.replicas, precision, cluster
+    )
+    if unit.experts:
+        experts = unit.experts, unit.trainable_experts
+        axes = degrees.expert_shard_ranks, degrees.expert_stride, degrees.expert_replicas
+        own = _sent_each(experts, *axes, precision, cluster)
+        gather, scatter, reduce = gather + own[0], scatter + own[1], reduce + own[2]
     match degrees.zero:
         case 0 | 1:
             return StateTraffic(0.0, 0.0, gather, scatter, reduce)
@@ -65,6 +68,30 @@ def state_traffic(unit: UnitCost, degrees: Degrees, precision: Precision, cluste
             return StateTraffic(0.0, scatter, gather, 0.0, reduce)
         case _:
             return StateTraffic(gather, gather + scatter, 0.0, 0.0, reduce)
+
+
+def _sent_each(
+    elements: tuple[float, float],
+    shards: int,
+    stride: int,
+    replicas: int,
+    precision: Precision,
+    cluster: Cluster,
+) -> tuple[float, float, float]:
+    """Seconds to gather parameters, to scatter gradients, and to sum these over replicas.
+
+    ``elements``: parameters, and those with a gradient. ``shards`` ranks share them, ``stride`` apart; replicas lie
+    outside these.
+    """
+    gather = scatter = reduce = 0.0
+    parameters, trainable = elements
+    if shards > 1:
+        gather = _sent_s("all_gather", parameters * precision.compute_bytes, shards, stride, cluster)
+        scatter = _sent_s("reduce_scatter", trainable * precision.master_bytes, shards, stride, cluster)
+    if replicas > 1:
+        shard = trainable * precision.master_bytes / shards
+        reduce = _sent_s("all_reduce", shard, replicas, stride * shards, cluster)
+    return gather, scatter, reduce
 
 
 def _sent_s(kind: str, nbytes: float, size: int, stride: int, cluster: Cluster) -> float:

@@ -183,8 +183,8 @@ def _step_parts(stages: Sequence[StagePrice], degrees: Degrees) -> tuple[float, 
     }
     if copied_s := sum(s.away_s + s.back_s for s in busiest):
         parts["host_copies"] = m * copied_s
-    if degrees.cp > 1:
-        parts["cp_comm"] = m * sum(s.times.cp_comm_s for s in busiest)
+    if degrees.cp > 1 or degrees.ep > 1:
+        parts["cp_comm" if degrees.cp > 1 else "ep_comm"] = m * sum(s.times.cp_comm_s for s in busiest)
     idle_s = step_s - sum(parts.values())
     parts["bubble"] = idle_s if idle_s > 1e-9 * step_s else 0.0
     return step_s, parts

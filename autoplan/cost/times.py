@@ -9,9 +9,9 @@ __all__ = ["NO_TIME", "Times", "exposed_s"]
 
 @dataclass(frozen=True, slots=True)
 class Times:
-    """Seconds of one micro-batch: computing, and waiting for collectives on the tp and cp axes.
+    """Seconds of one micro-batch: computing, and waiting for collectives on the tp, cp and ep axes.
 
-    ``cp_comm_s`` is that part of both waits which is cp's.
+    ``cp_comm_s`` is that part of both waits which is cp's, or ep's (a plan has one of the two).
     """
 
     forward_s: float = 0.0

@@ -20,6 +20,7 @@ from autoplan.graph.strategy import Strategy
 from autoplan.graph.weight_halves import halved_product
 
 if TYPE_CHECKING:
+    from autoplan.cost.degrees import Degrees
     from autoplan.hardware import Cluster
 
 __all__ = ["Policies", "PoliciesOf", "StrategiesOf", "UnitCost", "saved_bytes", "unit_cost"]
@@ -50,6 +51,8 @@ class UnitCost:
         weight_half_bytes: what is kept between the two halves: those products' inputs and gradients.
         keeps: what the unit keeps, and what making the rest again takes, under policies by name.
         frontier: the lower hull of (bytes kept, seconds spent again) that no way is below; empty: of those above.
+        experts: of ``parameters``, those of experts that an ep axis has shared out: fewer ranks shard them.
+        trainable_experts: those of them that have a gradient.
     """
 
     times: Times
@@ -63,6 +66,8 @@ class UnitCost:
     weight_half_bytes: float = 0.0
     keeps: Mapping[str, Keep] = field(default_factory=dict)
     frontier: tuple[tuple[float, float], ...] = ()
+    experts: float = 0.0
+    trainable_experts: float = 0.0
 
     @property
     def least_again(self) -> tuple[tuple[float, float], ...]:
@@ -80,6 +85,14 @@ class UnitCost:
             times = self.times
             return Keep(self.input_bytes, times.forward_s, times.forward_comm_s, self.saved_bytes)
         return self.keeps[name]
+
+    def stored(self, degrees: Degrees) -> float:
+        """The parameters that take as much state when ``shard_ranks`` share them as this unit's do."""
+        return self.parameters + self.experts * (degrees.expert_spread - 1)
+
+    def stepped(self, degrees: Degrees) -> float:
+        """The same of those that have a gradient."""
+        return self.trainable + self.trainable_experts * (degrees.expert_spread - 1)
 
 
 def unit_cost(
@@ -138,6 +151,8 @@ def unit_cost(
             name: keep_of(f"policies.{block.kind}.{name}", storages, policy, cluster)
             for name, policy in (policies or {}).items()
         },
+        experts=sum(sizes[name] for name in block.expert_dims),
+        trainable_experts=sum(sizes[name] for name in block.expert_dims if block.values[name].requires_grad),
     )
 
 

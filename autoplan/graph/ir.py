@@ -180,7 +180,8 @@ class Block:
     ``torch.fx`` graph, in global shapes; its node names are the names used here. ``shared`` lists the
     inputs without gradient (masks, ids, rotary tables) that the backward pass keeps: all blocks keep the
     same, so they are not among the ops' saved tensors. ``roots`` gives, for each output that lies in the
-    storage of another value, the first of these.
+    storage of another value, the first of these. ``expert_dims`` gives, for each parameter of which
+    the block has but a rank's experts (``graph.expert_cut``), the dim that is cut.
     """
 
     kind: str
@@ -194,6 +195,7 @@ class Block:
     graph: torch.fx.Graph
     shared: tuple[str, ...] = ()
     roots: dict[str, str] = field(default_factory=dict)
+    expert_dims: dict[str, int] = field(default_factory=dict)
     _strategies: dict[Any, Any] = field(default_factory=dict, repr=False)
 
     @property

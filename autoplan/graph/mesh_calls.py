@@ -7,9 +7,9 @@ must talk to the other ranks, it holds one of these; ``rewrite`` turns them into
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
-__all__ = ["Drawn", "MeshCall", "Moved", "OnMesh"]
+__all__ = ["Drawn", "ExpertCall", "MeshCall", "Moved", "OnMesh"]
 
 
 class MeshCall:
@@ -61,3 +61,25 @@ class Drawn(MeshCall):
 
     def __str__(self) -> str:
         return f"{self.op} of {self.layout}"
+
+
+@dataclass(frozen=True)
+class ExpertCall(MeshCall):
+    """A part of sending rows to their experts, which ``degree`` ranks share out, and back (``graph.expert_cut``).
+
+    ==========  =========================  ==================================================================
+    step        takes                      gives
+    ==========  =========================  ==================================================================
+    ``counts``  where experts' rows end    rows that this rank sends, and gets, for each expert of each rank
+    ``ends``    counts, the ends           where the rows of each of this rank's experts end
+    ``there``   rows, counts               the rows of this rank's experts, those of one after another's
+    ``back``    those, counts              this rank's own rows again, of which there are ``rows``
+    ==========  =========================  ==================================================================
+    """
+
+    step: Literal["counts", "ends", "there", "back"]
+    degree: int
+    rows: int = 0
+
+    def __str__(self) -> str:
+        return f"experts[{self.step}]"

@@ -96,6 +96,18 @@ class Routing:
         rest = (experts - top) / (experts - 1) if experts > 1 else 0.0
         return (top + (here - 1) * rest) * ranks / experts
 
+    def of_busiest(self, experts: int, ranks: int) -> Routing:
+        """How evenly the rows of the busiest of ``ranks`` ranks lie on its own ``experts / ranks``."""
+        here = math.ceil(experts / ranks)
+        if ranks <= 1:
+            return self
+        if self.counts:
+            shares = [self.counts[start : start + here] for start in range(0, experts, here)]
+            busiest = max(shares, key=sum)
+            return Routing.from_histogram(busiest, self.capacity_factor)
+        top = min(self.imbalance, float(experts)) / self.load(experts, ranks)
+        return Routing(min(max(top, 1.0), float(here)), self.capacity_factor)
+
     def room(self, experts: int, ranks: int) -> float:
         """The share of a layer's rows for which the busiest of ``ranks`` ranks sets room aside."""
         if self.capacity_factor is None or ranks <= 1:

@@ -40,6 +40,10 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     1), 1 shards of the optimizer state, 2 also of gradients, 3 also of parameters. Ranks that differ in cp alone
     train on the same samples.
 
+    ``ep`` consecutive data ranks share out the experts of each routed layer, evenly and in order; rows travel to their
+    expert's rank and back. All else is data parallel as before. It divides ``dp · fsdp``, and one of ``ep`` and
+    ``fsdp`` divides the other: the state of experts is sharded among ``fsdp / ep`` ranks.
+
     ``stages`` are ``pp · vpp``, in the order of the model: with ``vpp`` above 1 a rank holds several, and
     ``stage_ranks`` says which.
 
@@ -47,7 +51,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     can ask it again; it decides nothing and is no part of ``hash``.
 
     ``layouts`` maps a block kind and the name of an op or parameter to the name of its strategy on the
-    tp axis (see ``graph.axes``); ``boundary`` is the layout of what passes between units. ``cp_layouts`` and
+    tp axis (see ``graph.axes``; with ``ep``, in the graph that ``graph.expert_cut`` leaves); ``boundary`` is the layout of what passes between units. ``cp_layouts`` and
     ``cp_boundary`` are the same for the cp axis, where parameters are whole; it cuts first, so that ``layouts`` are
     those of one cp rank's graph (``graph.cut``). ``cp_order``: of what cp cuts, a rank has one range (``plain``), or of
     2 · cp pieces the one at its place and the one at its place from the end (``zigzag``).
@@ -105,6 +109,16 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     def replicas(self) -> int:
         """How many copies of the training state the data and cp axes hold."""
         return self.data_ranks * self.cp // self.shard_ranks
+
+    @property
+    def expert_shard_ranks(self) -> int:
+        """How many ranks share the training state of one rank's experts."""
+        return max(self.shard_ranks // self.ep, 1)
+
+    @property
+    def expert_replicas(self) -> int:
+        """How many copies of the training state of experts the data axes hold."""
+        return self.data_ranks // (self.ep * self.expert_shard_ranks)
 
     @property
     def recompute(self) -> str:

@@ -18,7 +18,6 @@ __all__ = ["least_micro_batches", "validate_plan"]
 
 _CORRECT = "correct the plan, or search for one with `autoplan search`"
 _COUNTS = ("global_batch", "pp", "dp", "fsdp", "cp", "tp", "ep", "vpp", "micro_batch", "num_micro_batches")
-_NOT_YET = ("ep",)
 _STRATEGY = {"": r"cut \S+", "cp_": r"(cut|ring) \S+"}
 _RESERVED = ("none", "full")
 
@@ -26,6 +25,7 @@ _RESERVED = ("none", "full")
 def validate_plan(plan: Plan) -> None:
     """Raises PlanError naming the first decision of ``plan`` that contradicts another."""
     _check_degrees(plan)
+    _check_experts(plan)
     _check_batch(plan)
     _check_schedule(plan)
     _check_stages(plan)
@@ -36,15 +36,24 @@ def _check_degrees(plan: Plan) -> None:
     for name in _COUNTS:
         if getattr(plan, name) < 1:
             raise PlanError(name, getattr(plan, name), "an integer of at least 1", _CORRECT)
-    for name in _NOT_YET:
-        if getattr(plan, name) != 1:
-            raise PlanError(name, getattr(plan, name), "1, the only degree that this version runs", _CORRECT)
     if plan.zero not in (0, 1, 2, 3):
         raise PlanError("zero", plan.zero, "0, 1, 2 or 3", _CORRECT)
     if plan.zero == 0 and plan.fsdp > 1:
         raise PlanError("zero", plan.zero, f"1, 2 or 3, as fsdp is {plan.fsdp}", _CORRECT)
     if plan.zero and plan.fsdp * plan.cp == 1:
         raise PlanError("zero", plan.zero, "0, as fsdp is 1 and nothing is sharded", _CORRECT)
+
+
+def _check_experts(plan: Plan) -> None:
+    ep, data = plan.ep, plan.data_ranks
+    if ep == 1:
+        return
+    if data % ep:
+        raise PlanError("ep", ep, f"a divisor of the dp · fsdp = {data} data ranks", _CORRECT)
+    if ep % plan.fsdp and plan.fsdp % ep:
+        raise PlanError("ep", ep, f"a divisor or a multiple of fsdp = {plan.fsdp}", _CORRECT)
+    if plan.cp > 1:
+        raise PlanError("ep", ep, f"1, as cp is {plan.cp}: the two are not run together", _CORRECT)
 
 
 def _check_batch(plan: Plan) -> None:

@@ -33,6 +33,7 @@ def decision_reasons(best: Candidate, runners_up: Sequence[Candidate], cluster: 
         "fsdp": _sharding(plan, cluster),
         "cp": _sequence(best, runners_up, cluster),
         "tp": _tensor(plan, cluster),
+        "ep": _experts(best, runners_up, cluster),
         "micro-batch": f"{plan.num_micro_batches} in turn, on {plan.data_ranks} data rank{'s' * (plan.data_ranks > 1)}",
         "recompute": _recompute(best),
     }
@@ -59,6 +60,7 @@ _DECISIONS: dict[str, Callable[[Plan], object]] = {
     "fsdp": lambda plan: plan.fsdp,
     "cp": lambda plan: plan.cp,
     "tp": lambda plan: plan.tp,
+    "ep": lambda plan: plan.ep,
     "micro-batch": lambda plan: plan.micro_batch,
     "recompute": lambda plan: plan.recompute,
 }
@@ -115,6 +117,15 @@ def _tensor(plan: Plan, cluster: Cluster) -> str:
         return "ops stay whole"
     between = "sequence parallel" if plan.boundary.startswith("S") else "whole"
     return f"ops cut over {_link(cluster, plan.tp, 1)}, {between} between blocks"
+
+
+def _experts(best: Candidate, runners_up: Sequence[Candidate], cluster: Cluster) -> str:
+    """Who has which experts; nothing where no plan in sight shares them out."""
+    plan = best.plan
+    if plan.ep == 1:
+        return "every data rank has all experts" if any(r.plan.ep > 1 for r in runners_up) else ""
+    link = _link(cluster, plan.ep, plan.tp)
+    return f"experts shared out over {link}, tokens sent there and back"
 
 
 def _recompute(best: Candidate) -> str:

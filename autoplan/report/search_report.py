@@ -164,9 +164,11 @@ def _proof(result: SearchResult) -> Iterator[RenderableType]:
 
 def _runners_up(best: Candidate, runners_up: Sequence[Candidate]) -> Table:
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1), pad_edge=False, show_edge=False)
-    long = any(candidate.plan.cp > 1 for candidate in (best, *runners_up))
-    degrees = ("pp", "dp", "fsdp", *(("cp",) if long else ()), "tp", "zero")
-    staged = any(candidate.plan.pp > 1 for candidate in (best, *runners_up))
+    both = (best, *runners_up)
+    rare = {name: any(getattr(one.plan, name) > 1 for one in both) for name in ("cp", "ep")}
+    names = ("pp", "dp", "fsdp", "cp", "tp", "ep", "zero")
+    degrees = [name for name in names if rare.get(name, True)]
+    staged = any(one.plan.pp > 1 for one in both)
     order = ("schedule",) if staged else ()
     for name in (*degrees, *order, "micro-batch", "recompute", "step", "slower", "memory"):
         table.add_column(name, justify="right", no_wrap=True)

@@ -23,14 +23,18 @@ from autoplan.graph.axes.local_sizes import with_local_sizes
 from autoplan.graph.boundary import boundary_layout
 from autoplan.graph.ir import Block, Op, Origin
 from autoplan.graph.layout import REPLICATE, REPLICATE_STAR, Layout
-from autoplan.graph.mesh_calls import Moved, OnMesh
+from autoplan.graph.mesh_calls import ExpertCall, Moved, OnMesh
 from autoplan.graph.strategy import Strategy
+from autoplan.rewrite.expert_kernels import expert_call, own_share
 from autoplan.rewrite.kernel_calls import kernel_call, mesh_call, summed_arguments
 from autoplan.rewrite.move import convert
 from autoplan.rewrite.random_calls import drawn_call_of
 from autoplan.rewrite.random_kernels import DRAWS
 
-__all__ = ["LocalBlock", "choose", "local_call", "localise", "to_local"]
+__all__ = ["EXPERTS", "LocalBlock", "choose", "local_call", "localise", "to_local"]
+
+EXPERTS = "experts_here"
+"""What a unit's graph calls the module that holds the parameters of this rank's experts."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +43,8 @@ class LocalBlock:
 
     ``layouts`` maps op names to strategy names and parameter names to layouts; what is absent is whole.
     ``group`` names the process group of the mesh axis; ``boundary`` is the layout between units. ``cp_group`` names
-    that of the axis that has cut the block already (``graph.cut``), if one has.
+    that of the axis that has cut the block already (``graph.cut``), if one has, and ``ep_group`` that of the one that
+    shares out its experts (``graph.expert_cut``), on ``ep`` ranks.
     """
 
     block: Block
@@ -48,6 +53,8 @@ class LocalBlock:
     degree: int
     group: str
     cp_group: str = ""
+    ep_group: str = ""
+    ep: int = 1
 
 
 def choose(block: Block, op: Op, degree: int, layouts: dict[str, str]) -> Strategy:
@@ -120,7 +127,13 @@ class _Localiser:
         value = self.local.block.values[node.name]
         self.layouts[node] = REPLICATE
         if value.origin is Origin.PARAMETER:
-            new = self.graph.call_function(to_local, (new,))
+            if node.name in self.local.block.expert_dims:
+                new.target = f"{EXPERTS}.{node.target}"
+                new = self.graph.call_function(
+                    own_share, (self.graph.call_function(to_local, (new,)), self.local.ep)
+                )
+            else:
+                new = self.graph.call_function(to_local, (new,))
             self.layouts[node] = Layout.parse(self.local.layouts.get(node.name, "R"))
         elif value.origin is Origin.INPUT:
             self.layouts[node] = self._boundary(node.name)
@@ -179,6 +192,8 @@ def local_call(
     target: Any = node.target
     if isinstance(target, Moved):
         return convert, (args[0], target.src, target.dst, local.cp_group, target.zigzag), {}
+    if isinstance(target, ExpertCall):
+        return expert_call(target, args, local.ep_group)
     if isinstance(target, OnMesh):
         classes = local.group if strategy.kernel == "vocab_cross_entropy" else None
         return mesh_call(node, target, args, kwargs, local.cp_group, summed, classes)

@@ -116,11 +116,13 @@ def build_stage(
     master: torch.dtype | None,
     device: torch.device,
     cp_group: str = "",
+    experts: DeviceMesh | None = None,
 ) -> StageModule:
     """Make stage ``stage`` of ``plan`` for this rank, copying its weights out of the ``whole`` parameters.
 
     ``graph`` is this rank's part of the model (``graph.cut``) where cp is above 1, and ``cp_group`` names the process
-    group of that axis. ``whole`` and ``buffers`` are the model's, by all of their names. ``tp_mesh`` is the tensor-parallel axis, None when tp is 1. ``master`` is the dtype that floating-point
+    group of that axis; likewise where ep is above 1 (``graph.expert_cut``), and ``experts`` is the mesh axis ep, with tp
+    inside it where tp is above 1. ``whole`` and ``buffers`` are the model's, by all of their names. ``tp_mesh`` is the tensor-parallel axis, None when tp is 1. ``master`` is the dtype that floating-point
     parameters are kept in; None keeps each one's own. ``device``: where the rank computes.
     """
     names = set(plan.stages[stage].units)
@@ -143,10 +145,13 @@ def build_stage(
                     if master is not None and whole[name].is_floating_point()
                     else whole[name]
                 )
-                made[key] = local_parameter(tensor, Layout.parse(text), tp_mesh, whole[name].requires_grad)
+                dim = block.expert_dims.get(value)
+                mesh = tp_mesh if dim is None else experts
+                made[key] = local_parameter(tensor, Layout.parse(text), mesh, whole[name].requires_grad, dim)
             parameters[name] = made[key]
         group = tp_mesh.get_group().group_name if tp_mesh is not None else ""
-        local = LocalBlock(block, layouts, boundary, plan.tp, group, cp_group)
+        ep_group = experts["ep"].get_group().group_name if block.expert_dims and experts is not None else ""
+        local = LocalBlock(block, layouts, boundary, plan.tp, group, cp_group, ep_group, plan.ep)
         summed = _loss_node(graph, unit) if graph.weight is not None else None
         units.append(
             (

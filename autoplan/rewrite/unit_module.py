@@ -13,10 +13,10 @@ from torch.distributed.tensor import DTensor, Replicate, Shard
 from torch.utils.checkpoint import checkpoint
 
 from autoplan.graph.ir import Block, Unit
-from autoplan.graph.layout import Layout
+from autoplan.graph.layout import Layout, shard
 from autoplan.rewrite.host_copies import Copies
 from autoplan.rewrite.keeping import Keeping, planned
-from autoplan.rewrite.local_graph import LocalBlock, localise
+from autoplan.rewrite.local_graph import EXPERTS, LocalBlock, localise
 from autoplan.rewrite.move import shard_of
 from autoplan.rewrite.weight_halves import defer_weight_halves
 
@@ -37,7 +37,9 @@ class UnitModule(nn.Module):
 
     ``sources`` maps the names of this module's parameters to where they come from; ``updates`` those of the buffers
     that running it changes to their names in the user's model. With ``draws`` its last input is what its random numbers
-    come from (``random_kernels.unit_draws``).
+    come from (``random_kernels.unit_draws``). ``experts`` holds the parameters of this rank's
+    experts, if other ranks have others; the body reads them there, but does not own them: their state lies on other
+    ranks than that of the rest.
     """
 
     def __init__(
@@ -48,12 +50,14 @@ class UnitModule(nn.Module):
         updates: dict[str, str],
         draws: bool = False,
         policy: Mapping[str, str] | None = None,
+        experts: nn.Module | None = None,
     ) -> None:
         super().__init__()
         self.body = body
         self.policy = dict(policy or {})
         self.parked: Copies | None = None
         self.inputs = [node.name for node in body.graph.nodes if node.op == "placeholder"]
+        self.experts = experts
         self.sources = sources
         self.recompute = recompute
         self.updates = updates
@@ -109,12 +113,16 @@ def build_unit(
         halves: whether backward leaves gradients of weights for later (see ``weight_halves``).
         policy: which ops do not keep what they make (see ``keeping``).
     """
-    root = nn.Module()
+    root, experts = nn.Module(), nn.Module()
     sources: dict[str, ParameterSource] = {}
     for value, relative in local.block.parameters.items():
         name = full_name(unit, relative)
-        attach(root, relative, parameters[name])
-        sources[f"body.{relative}"] = ParameterSource(name, Layout.parse(local.layouts.get(value, "R")))
+        routed = value in local.block.expert_dims
+        attach(experts if routed else root, relative, parameters[name])
+        own = f"experts.{relative}" if routed else f"body.{relative}"
+        sources[own] = ParameterSource(name, Layout.parse(local.layouts.get(value, "R")))
+    if local.block.expert_dims:
+        root.add_module(EXPERTS, experts)
     updates = {local.block.buffers[value] for value in local.block.updates}
     for relative in local.block.buffers.values():
         buffer = buffers[full_name(unit, relative)]
@@ -123,20 +131,25 @@ def build_unit(
     moves: dict[fx.Node, str] = {}
     graph = (
         localise(local, summed_loss, moves)
-        if local.degree > 1 or local.cp_group or summed_loss or draws
+        if local.degree > 1 or local.cp_group or local.ep_group or summed_loss or draws
         else _unchanged(local.block)
     )
     put_on(graph, device)
     if halves:
         defer_weight_halves(graph)
     planned(f"policies.{unit.kind}", graph, policy or {}, moves)
+    body = fx.GraphModule(root, graph, class_name=_class_name(unit))
+    if local.block.expert_dims:
+        del body._modules[EXPERTS]
+        body.__dict__[EXPERTS] = experts  # to read, not to own
     return UnitModule(
-        fx.GraphModule(root, graph, class_name=_class_name(unit)),
+        body,
         sources,
         recompute,
         {f"body.{relative}": full_name(unit, relative) for relative in sorted(updates)},
         draws,
         policy,
+        experts if local.block.expert_dims else None,
     )
 
 
@@ -175,23 +188,23 @@ def attach(root: nn.Module, name: str, tensor: Tensor) -> None:
         root.register_buffer(last, tensor)
 
 
-def local_parameter(whole: Tensor, layout: Layout, mesh: DeviceMesh | None, trainable: bool) -> nn.Parameter:
-    """This rank's parameter: a DTensor on the tp mesh that holds its piece of ``whole`` (a copy, always).
+def local_parameter(
+    whole: Tensor, layout: Layout, mesh: DeviceMesh | None, trainable: bool, expert_dim: int | None = None
+) -> nn.Parameter:
+    """This rank's parameter: a DTensor on ``mesh`` that holds its piece of ``whole`` (a copy, always).
 
-    A dim cut in parts is held in the order in which the ranks hold it, so that to DTensor it is a plain
-    shard; ``runtime.state`` puts the order right when it is read.
+    ``mesh`` is the tensor-parallel axis, which cuts as ``layout`` says, and before it, for a weight of experts, the
+    one that shares them out along ``expert_dim``. A dim cut in parts is held in the order in which the ranks hold
+    it, so that to DTensor it is a plain shard; ``runtime.state`` puts the order right when it is read.
     """
+    piece = whole.detach()
     if mesh is None:
-        return nn.Parameter(whole.detach().clone(), requires_grad=trainable)
-    if layout.is_shard:
-        piece = shard_of(whole.detach(), layout, mesh.size(), mesh.get_local_rank())
-        piece = (
-            piece.clone()
-            if piece.untyped_storage().data_ptr() == whole.untyped_storage().data_ptr()
-            else piece
-        )
-        placement = Shard(layout.dim)
-    else:
-        piece, placement = whole.detach().clone(), Replicate()
-    tensor = DTensor.from_local(piece, mesh, [placement], run_check=False)
-    return nn.Parameter(tensor, requires_grad=trainable)
+        return nn.Parameter(piece.clone(), requires_grad=trainable)
+    layouts = [layout] if expert_dim is None else [shard(expert_dim), layout][: mesh.ndim]
+    for axis, one in enumerate(layouts):
+        if one.is_shard:
+            piece = shard_of(piece, one, mesh.size(axis), mesh.get_local_rank(axis))
+    if piece.untyped_storage().data_ptr() == whole.untyped_storage().data_ptr():
+        piece = piece.clone()
+    placements = [Shard(one.dim) if one.is_shard else Replicate() for one in layouts]
+    return nn.Parameter(DTensor.from_local(piece, mesh, placements, run_check=False), requires_grad=trainable)

@@ -6,9 +6,12 @@ import warnings
 
 import torch
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.distributed.tensor import Shard
 
 from autoplan.plan import Plan, Precision
 from autoplan.rewrite import StageModule
+from autoplan.rewrite.unit_module import UnitModule
+from autoplan.runtime.pieces import local
 from autoplan.runtime.world import World
 
 __all__ = ["before_backward", "shard_state"]
@@ -28,15 +31,34 @@ def shard_state(stage: StageModule, plan: Plan, world: World) -> None:
     policy = MixedPrecisionPolicy(cast_forward_inputs=False)
     if plan.precision is Precision.BF16:
         policy = MixedPrecisionPolicy(torch.bfloat16, torch.float32, cast_forward_inputs=False)
+    again = plan.zero == 3
     for modules in _groups(stage):
-        fully_shard(modules, mesh=mesh, mp_policy=policy, reshard_after_forward=plan.zero == 3)  # type: ignore[arg-type]
+        dense = [module if module.experts is None else module.body for module in modules]
+        fully_shard(dense, mesh=mesh, mp_policy=policy, reshard_after_forward=again)  # type: ignore[arg-type]
+        for module in modules:
+            if module.experts is not None:
+                _shard_experts(module, plan, world, policy)
     fully_shard(stage, mesh=mesh, mp_policy=policy, reshard_after_forward=False)
 
 
-def _groups(stage: StageModule) -> list[list[torch.nn.Module]]:
+def _shard_experts(unit: UnitModule, plan: Plan, world: World, policy: MixedPrecisionPolicy) -> None:
+    """What is left of ``unit`` once its body is wrapped: its experts' parameters, which fewer ranks share."""
+    size = plan.expert_shard_ranks
+    mesh = world.experts("edp", "efsdp") if plan.expert_replicas > 1 else world.experts("efsdp")
+
+    def place(parameter: torch.nn.Parameter) -> Shard:
+        shape = local(parameter).shape  # of experts that are too few to share, each one is cut
+        return Shard(next((dim for dim, n in enumerate(shape) if n % size == 0), 0))
+
+    fully_shard(
+        unit, mesh=mesh, mp_policy=policy, reshard_after_forward=plan.zero == 3, shard_placement_fn=place
+    )
+
+
+def _groups(stage: StageModule) -> list[list[UnitModule]]:
     """Units to be gathered together: those that share a parameter are one group."""
-    groups: list[list[torch.nn.Module]] = []
-    owners: dict[int, list[torch.nn.Module]] = {}
+    groups: list[list[UnitModule]] = []
+    owners: dict[int, list[UnitModule]] = {}
     for module in stage.unit_modules().values():
         parameters = [id(p) for p in module.parameters()]
         if not parameters:

@@ -36,7 +36,7 @@ __all__ = ["measure"]
 
 WARM_STEPS = 2
 ROUND_TRIPS = 6
-_DATA_AXES = {"fsdp": "fsdp", "dp": "dp", "tp": "tp", "cp": "cp"}
+_DATA_AXES = {"fsdp": "fsdp", "dp": "dp", "tp": "tp", "cp": "cp", "ep": "ep"}
 
 
 @dataclass(frozen=True, slots=True)

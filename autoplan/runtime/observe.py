@@ -71,6 +71,10 @@ class Observer:
         for name in mesh.mesh_dim_names or () if mesh is not None else ():
             assert mesh is not None
             self._name(name, mesh[name].get_group())
+        experts = program.world.expert_mesh
+        for name, axis in (("edp", "dp"), ("efsdp", "fsdp"), ("ep", "ep")) if experts is not None else ():
+            assert experts is not None
+            self._name(axis, experts[name].get_group())
         if program.world.cp_group:
             self._name("cp", move.group_of(program.world.cp_group))
 

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from autoplan.errors import NoPlanError, PlanError
 from autoplan.graph.cut import cut_graph
+from autoplan.graph.expert_cut import cut_experts
 from autoplan.graph.ir import ModelGraph
 from autoplan.graph.layout import Layout
 from autoplan.graph.trace import Loss, flatten_batch, trace
@@ -111,12 +112,23 @@ def local_stages(
     master = getattr(torch, plan.precision.master_dtype)
     tp_axis = world.axis("tp") if plan.tp > 1 else None
     local = cut_graph(graph, plan.cp_layouts, Layout.parse(plan.cp_boundary), plan.cp, plan.cp_order)
+    local = cut_experts(local, plan.ep)
+    experts = world.experts("ep", "tp") if plan.tp > 1 else world.experts("ep")
     check_policies(local, plan)
     stages = []
     for place, rank in enumerate(plan.stage_ranks):
         if rank == world.pp_rank:
             stage = build_stage(
-                local, plan, place, parameters, buffers, tp_axis, master, world.device, world.cp_group
+                local,
+                plan,
+                place,
+                parameters,
+                buffers,
+                tp_axis,
+                master,
+                world.device,
+                world.cp_group,
+                experts,
             )
             stages.append(_put_on(stage, world.device).train(training))
             shard_state(stages[-1], plan, world)
@@ -218,6 +230,7 @@ def _complete(plan: Plan, graph_at: Any, job: Job, cluster: Cluster | str | Path
         "fsdp": plan.fsdp,
         "cp": plan.cp,
         "tp": plan.tp,
+        "ep": plan.ep,
         "zero": plan.zero,
         "micro_batch": plan.micro_batch,
     }

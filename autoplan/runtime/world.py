@@ -37,7 +37,8 @@ class World:
 
     The mesh is pp x dp x fsdp x tp: where cp is above 1, ranks that differ in it hold the training state together as
     fsdp ranks do (as dp ranks where nothing is sharded), so that axis takes them in. ``cp_group`` names the process
-    group of this rank's cp axis, empty where cp is 1. ``started`` tells that autoplan made the process group, and so
+    group of this rank's cp axis, empty where cp is 1. ``expert_mesh`` is the same ranks as pp x edp x efsdp x ep x tp
+    where ep is above 1: the state of experts lies on edp replicas of efsdp shards. ``started`` tells that autoplan made the process group, and so
     must end it.
     """
 
@@ -48,11 +49,18 @@ class World:
     data_ranks: int
     started: bool
     cp_group: str = ""
+    expert_mesh: DeviceMesh | None = None
+
+    def experts(self, *names: str) -> DeviceMesh | None:
+        """The axes ``names`` of the experts' mesh through this rank."""
+        return self.expert_mesh[tuple(names)] if self.expert_mesh is not None else None
 
     def axis(self, name: str) -> DeviceMesh | None:
         """The mesh axis ``name`` through this rank."""
         return self.mesh[name] if self.mesh is not None else None
 
+
+_EXPERT_AXES = ("pp", "edp", "efsdp", "ep", "tp")
 
 TIMEOUT_VARIABLE = "AUTOPLAN_TIMEOUT"
 """Environment variable with the seconds that a rank waits for the others in a collective; torch's default without."""
@@ -104,7 +112,9 @@ def lay_mesh(plan: Plan, started: bool) -> World:
     mesh = laid_mesh(kind, (plan.pp, plan.replicas, plan.shard_ranks, plan.tp), names, _timeout())
     place = dict(zip(names, mesh.get_coordinate() or [], strict=True))
     data_rank = (place["dp"] * plan.shard_ranks + place["fsdp"]) // plan.cp
-    return World(mesh, device, place["pp"], data_rank, plan.data_ranks, started, _cp_group(plan))
+    shape = (plan.pp, plan.expert_replicas, plan.expert_shard_ranks, plan.ep, plan.tp)
+    experts = laid_mesh(kind, shape, _EXPERT_AXES, _timeout()) if plan.ep > 1 else None
+    return World(mesh, device, place["pp"], data_rank, plan.data_ranks, started, _cp_group(plan), experts)
 
 
 def _cp_group(plan: Plan) -> str:

@@ -25,13 +25,19 @@ LONG = 16_384
 
 
 def candidates(
-    job: Job, cluster: Cluster, units: int, pins: Pins, cuts_sequence: Callable[[int], bool] | None = None
+    job: Job,
+    cluster: Cluster,
+    units: int,
+    pins: Pins,
+    cuts_sequence: Callable[[int], bool] | None = None,
+    shares_experts: Callable[[int], bool] | None = None,
 ) -> list[Degrees]:
     """All of them in a fixed order.
 
     tp stays inside a node, pp is at most the number of ``units``; zero is 0 where fsdp and cp
     are 1, may be 0 where fsdp is, and is above 0 elsewhere. cp is above 1 for samples of ``LONG`` tokens or more, or
-    where it is held fixed, and only as ``cuts_sequence`` says that the model's sequence can be cut. Where neither
+    where it is held fixed, and only as ``cuts_sequence`` says that the model's sequence can be cut. ep is as
+    ``shares_experts`` says that the model's experts can be shared out, with cp 1. Where neither
     schedule nor vpp is pinned, degrees for which several schedules can run stand here once, under 1F1B, and
     ``variants`` gives the others.
     Raises InputError if the global batch cannot be cut among the data ranks, naming the nearest that
@@ -43,17 +49,25 @@ def candidates(
         pinned = ", ".join(f"{name}={getattr(pins, name)}" for name in names)
         expected = f"degrees that multiply to {cluster.world_size} ranks with pp at most {units}, the units of the model"
         raise PlanError("pin", pinned or None, expected, "change a pin, or leave it to the search")
+    experts = _ep_degrees(cluster, pins, shares_experts)
     found = [
         variant
         for pp, dp, fsdp, cp, tp in meshes
         for micro_batch in _micro_batches(job.global_batch, dp * fsdp, pins)
         for zero in _zeros(fsdp, cp, pins)
+        for ep in experts
+        if _fits_experts(ep, dp, fsdp, cp)
         for variant in _first(
-            Degrees(pp, dp, fsdp, cp, tp, zero, micro_batch, job.global_batch // (dp * fsdp * micro_batch)),
+            Degrees(
+                pp, dp, fsdp, cp, tp, zero, micro_batch, job.global_batch // (dp * fsdp * micro_batch), ep=ep
+            ),
             units,
             pins,
         )
     ]
+    if not found and not any(_fits_experts(ep, *mesh[1:4]) for mesh in meshes for ep in experts):
+        expected = "a divisor of dp · fsdp, and a divisor or a multiple of fsdp, with cp 1"
+        raise PlanError("ep", pins.ep, expected, "change it, or leave it to the search")
     if not found:
         _refuse_batch(job, [pp * dp * fsdp * (pins.micro_batch or 1) for pp, dp, fsdp, _, _ in meshes], pins)
     allowed = sorted(degrees for degrees in found if pins.rules.allows(degrees))
@@ -135,6 +149,20 @@ def _cp_degrees(
         expected = "a divisor of the sequence of a model whose units pass (batch, sequence, …) on"
         raise PlanError("cp", pins.cp, expected, "change it, or leave it to the search")
     return fit
+
+
+def _ep_degrees(cluster: Cluster, pins: Pins, shares_experts: Callable[[int], bool] | None) -> list[int]:
+    found = _free(divisors(cluster.world_size), pins.ep)
+    fit = [ep for ep in found if ep == 1 or (shares_experts is not None and shares_experts(ep))]
+    if not fit:
+        expected = "a divisor of the number of experts of a model that routes tokens to experts"
+        raise PlanError("ep", pins.ep, expected, "change it, or leave it to the search")
+    return fit
+
+
+def _fits_experts(ep: int, dp: int, fsdp: int, cp: int) -> bool:
+    """What ``validate_plan`` asks of ep."""
+    return ep == 1 or (cp == 1 and dp * fsdp % ep == 0 and (fsdp % ep == 0 or ep % fsdp == 0))
 
 
 def _meshes(

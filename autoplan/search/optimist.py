@@ -37,21 +37,35 @@ class Optimist:
         chain: ModelGraph,
         cluster: Cluster,
         strategies_of: StrategiesOf,
-        known: dict[tuple[int, int, int], dict[str, UnitCost]] | None = None,
+        known: dict[tuple[int, int, int, int], dict[str, UnitCost]] | None = None,
     ) -> None:
         self._graphs, self._chain, self._cluster = graphs, chain, cluster
         self._strategies_of = strategies_of
         self._known = {} if known is None else known
+        self._local: dict[tuple[int, int], tuple[ModelGraph, ModelGraph]] = {}
 
-    def costs(self, micro_batch: int, degree: int, cp: int = 1) -> dict[str, UnitCost]:
-        """The cost of a unit of each kind under tp ``degree`` and ``cp``."""
-        key = micro_batch, degree, cp
+    def costs(self, micro_batch: int, degree: int, cp: int = 1, ep: int = 1) -> dict[str, UnitCost]:
+        """The cost of a unit of each kind under tp ``degree``, ``cp`` and ``ep``."""
+        key = micro_batch, degree, cp, ep
         if key not in self._known:
             graph = self._graphs.at_hand(micro_batch)
             if graph is None:
-                return {kind: _free(block, degree) for kind, block in self._chain.kinds.items()}
+                return {
+                    kind: _free(block, degree) for kind, block in self._cut(self._chain, ep).kinds.items()
+                }
+            graph = self._cut(graph, ep)
             self._known[key] = {kind: self._unit(block, degree, cp) for kind, block in graph.kinds.items()}
         return self._known[key]
+
+    def _cut(self, graph: ModelGraph, ep: int) -> ModelGraph:
+        if ep == 1:
+            return graph
+        from autoplan.graph.expert_cut import cut_experts
+
+        key = id(graph), ep
+        if key not in self._local:
+            self._local[key] = graph, cut_experts(graph, ep)  # the graph too, so that its id stays its own
+        return self._local[key][1]
 
     def _unit(self, block: Block, degree: int, cp: int) -> UnitCost:
         pieces = usable_pieces(block, degree, self._strategies_of)
@@ -68,7 +82,8 @@ class Optimist:
                 op_times(block, part, strategy, degree, self._cluster) for part in parts for strategy in known
             ]
             backward_s = min(way.backward_s for way in ways)
-            times += Times(min(way.forward_s for way in ways), backward_s)
+            sent = min(way.forward_comm_s for way in ways), min(way.backward_comm_s for way in ways)
+            times += Times(min(way.forward_s for way in ways), backward_s, *sent)
             # so much of the least backward may be missing from a first half
             late_s = max(weight_half_s(block, op, strategy, degree, self._cluster) for strategy in known)
             half_s += min(backward_s, late_s)
@@ -116,6 +131,8 @@ def least_cost(costs: Sequence[UnitCost]) -> UnitCost:
     """No figure of any of ``costs``, all of one unit, is below this one's; nor what its backward does first."""
     times = [cost.times for cost in costs]
     backward_s = min(t.backward_s for t in times)
+    experts = min(cost.experts for cost in costs)
+    trainable_experts = min(cost.trainable_experts for cost in costs)
     first_s = min(t.backward_s - cost.weight_half_s for t, cost in zip(times, costs, strict=True))
     return UnitCost(
         times=Times(
@@ -127,12 +144,14 @@ def least_cost(costs: Sequence[UnitCost]) -> UnitCost:
         saved_bytes=min(cost.saved_bytes for cost in costs),
         input_bytes=min(cost.input_bytes for cost in costs),
         workspace_bytes=min(cost.workspace_bytes for cost in costs),
-        parameters=min(cost.parameters for cost in costs),
-        trainable=min(cost.trainable for cost in costs),
+        parameters=experts + min(cost.parameters - cost.experts for cost in costs),
+        trainable=trainable_experts + min(cost.trainable - cost.trainable_experts for cost in costs),
         sizes={name: min(cost.sizes[name] for cost in costs) for name in costs[0].sizes},
         weight_half_s=backward_s - first_s,
         weight_half_bytes=min(cost.weight_half_bytes for cost in costs),
         frontier=hull([point for cost in costs for point in cost.least_again]),
+        experts=experts,
+        trainable_experts=trainable_experts,
     )
 
 
@@ -164,4 +183,6 @@ def _cost(block: Block, times: Times, saved: float, inputs: float, cuts: dict[st
         parameters=sum(sizes.values()),
         trainable=sum(size for name, size in sizes.items() if block.values[name].requires_grad),
         sizes=sizes,
+        experts=sum(sizes[name] for name in block.expert_dims),
+        trainable_experts=sum(sizes[name] for name in block.expert_dims if block.values[name].requires_grad),
     )

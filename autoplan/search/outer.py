@@ -52,7 +52,7 @@ def search(
     Args:
         graph_at: from a micro-batch size to the model traced for it; called for few sizes, once each. Or ``Graphs``
             of such a function, which keep what a search learns for the next one.
-        pin: decisions to hold fixed: ``pp``, ``dp``, ``fsdp``, ``cp``, ``tp``, ``zero``, ``micro_batch``,
+        pin: decisions to hold fixed: ``pp``, ``dp``, ``fsdp``, ``cp``, ``tp``, ``ep``, ``zero``, ``micro_batch``,
             ``recompute`` (one of ``rules.WAYS``), ``schedule`` (a name), ``vpp``,
             ``boundary`` (a layout), or ``BLOCK.OP`` (a strategy; see
             ``search.rules``).

@@ -16,8 +16,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Pins"]
 
-_NOT_YET = ("ep",)
-
 
 @dataclass(frozen=True, slots=True)
 class Pins:
@@ -35,6 +33,7 @@ class Pins:
     rules: Rules = NO_RULES
     schedule: Schedule | None = None
     vpp: int | None = None
+    ep: int | None = None
 
     @classmethod
     def parse(
@@ -46,19 +45,17 @@ class Pins:
     ) -> Pins:
         """Check what the caller gave. Raises InputError for an unknown decision or an impossible value."""
         known = [field.name for field in fields(cls) if field.name != "rules"]
-        plain, rules = Rules.parse(pin, forbid, (*known, *_NOT_YET))
+        plain, rules = Rules.parse(pin, forbid, known)
         chosen: dict[str, Any] = {"rules": rules}
         for name, value in plain.items():
             if name == "recompute":
                 chosen[name] = _recompute(value)
             elif name == "schedule":
                 chosen[name] = _schedule(value)
-            elif name in _NOT_YET:
-                _require(value == 1, name, value, "1, the only degree that this version plans")
             elif name in known:
                 chosen[name] = _number(name, value)
             else:
-                known_text = ", ".join((*known, *_NOT_YET, "boundary", "BLOCK.OP"))
+                known_text = ", ".join((*known, "boundary", "BLOCK.OP"))
                 raise InputError("pin", name, f"one of {known_text}", "hold fixed only these decisions")
         pins = cls(**chosen)
         pins._check_sizes(job, cluster)

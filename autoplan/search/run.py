@@ -8,7 +8,7 @@ from itertools import groupby
 from typing import TYPE_CHECKING
 
 from autoplan.cost.degrees import Degrees
-from autoplan.cost.memory import StateRates
+from autoplan.cost.memory import StateRates, state_bytes
 from autoplan.cost.stage import optimizer_s
 from autoplan.cost.state_traffic import StateTraffic, state_traffic
 from autoplan.cost.unit import UnitCost
@@ -46,12 +46,11 @@ def chain_runs(
 ) -> tuple[Run, ...]:
     """The runs of ``graph`` in order."""
     rates, runs, start = StateRates.of(degrees, job), [], 0
-    whole = sum(costs[unit.kind].trainable for unit in graph.units)
+    whole = sum(costs[unit.kind].stepped(degrees) for unit in graph.units)
     for kind, units in groupby(graph.units, key=lambda unit: unit.kind):
         cost, count = costs[kind], len(list(units))
-        per_element = least_optimizer_s((cost.trainable, whole), degrees, job, cluster)
-        state = cost.parameters * (rates.master + rates.copy)
-        state += cost.trainable * (rates.optimizer + rates.gradient)
+        own = cost.stepped(degrees)
+        per_element = least_optimizer_s((own, whole), degrees, job, cluster)
         runs.append(
             Run(
                 start=start,
@@ -59,8 +58,8 @@ def chain_runs(
                 cost=cost,
                 repeats=bool(graph.kinds[kind].path),
                 traffic=state_traffic(cost, degrees, job.precision, cluster),
-                optimizer_s=per_element * cost.trainable,
-                state_bytes=state,
+                optimizer_s=per_element * own,
+                state_bytes=state_bytes(cost, degrees, rates),
             )
         )
         start += count

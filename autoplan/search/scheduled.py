@@ -255,14 +255,16 @@ class Scheduled:
 
         A parameter that several units hold counts for none of them here.
         """
-        key = id(costs), degrees.tp, degrees.fsdp, degrees.dp, degrees.zero
+        key = id(costs), degrees.tp, degrees.fsdp, degrees.dp, degrees.zero, degrees.ep
         if key not in self._rows:
             units = [self._without_shared(kind, costs[kind]) for kind in self.kinds]
             traffic = [state_traffic(unit, degrees, self.job.precision, self.cluster) for unit in units]
-            whole = sum(costs[unit.kind].trainable for unit in self.chain.units)
-            sizes = (*(unit.trainable for unit in units), whole)
+            whole = sum(costs[unit.kind].stepped(degrees) for unit in self.chain.units)
+            own = [unit.stepped(degrees) for unit in units]
+            sizes = (*own, whole)
             element_s = least_optimizer_s(sizes, degrees, self.job, self.cluster)
-            rows = [_row(unit, sent, element_s) for unit, sent in zip(units, traffic, strict=True)]
+            steps_s = (element_s * size for size in own)
+            rows = [_row(*each) for each in zip(units, traffic, steps_s, strict=True)]
             self._rows[key] = costs, np.array(rows)[self.kind_of]  # costs too, so that its id stays its own
         return self._rows[key][1]
 
@@ -322,11 +324,11 @@ def _values_held_twice(graph: ModelGraph) -> dict[str, frozenset[str]]:
     return {kind: frozenset(values) for kind, values in found.items()}
 
 
-def _row(unit: UnitCost, sent: StateTraffic, element_s: float) -> tuple[float, ...]:
+def _row(unit: UnitCost, sent: StateTraffic, step_s: float) -> tuple[float, ...]:
     times = unit.times
     return (
         times.forward_s, times.forward_comm_s, times.backward_s, times.backward_comm_s, unit.weight_half_s,
-        sent.forward_s, sent.backward_s, sent.head_s, sent.tail_fsdp_s + sent.tail_dp_s, element_s * unit.trainable,
+        sent.forward_s, sent.backward_s, sent.head_s, sent.tail_fsdp_s + sent.tail_dp_s, step_s,
     )  # fmt: skip
 
 

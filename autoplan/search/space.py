@@ -12,7 +12,7 @@ import msgspec
 
 from autoplan.cost.degrees import Degrees
 from autoplan.cost.keep import FULL, NONE
-from autoplan.cost.memory import ALLOCATOR_SLACK, StateRates, fixed_reserve_bytes, limit_bytes
+from autoplan.cost.memory import ALLOCATOR_SLACK, StateRates, fixed_reserve_bytes, limit_bytes, state_bytes
 from autoplan.cost.state_traffic import state_traffic
 from autoplan.cost.step import Assignment, simulated, stage_prices, step_estimate
 from autoplan.cost.tied import kinds_once
@@ -61,15 +61,15 @@ class Space:
         self._layouts_of = pins.rules.layouts(layouts_of)
         # Layouts and optimistic costs depend on nothing else, and may be known from another search.
         on = (_digest(cluster), pins.rules.ways, *map(id, self._known_ways))
-        self._choices: dict[tuple[int, int, int], tuple[LayoutChoice, ...]] = graphs.kept.setdefault(
+        self._choices: dict[tuple[int, int, int, int], tuple[LayoutChoice, ...]] = graphs.kept.setdefault(
             ("choices", on), {}
         )
-        self._costs: dict[tuple[int, int, int], dict[str, UnitCost]] = graphs.kept.setdefault(
+        self._costs: dict[tuple[int, int, int, int], dict[str, UnitCost]] = graphs.kept.setdefault(
             ("costs", on), {}
         )
-        self._sums: dict[tuple[int, int, int, bool], _Total] = {}
-        self._least: dict[tuple[int, int, int], dict[str, UnitCost]] = {}
-        self._work: dict[tuple[int, int, int, bool, int | None], tuple[float, float, float]] = {}
+        self._sums: dict[tuple[int, int, int, int, bool], _Total] = {}
+        self._least: dict[tuple[int, int, int, int], dict[str, UnitCost]] = {}
+        self._work: dict[tuple[int, int, int, int, bool, int | None], tuple[float, float, float]] = {}
         self.chain = graphs.trace(pins.micro_batch or 1)
         self.pins, self.candidates = self._candidates(pins, self.chain.meetings)
         sizes = sorted({degrees.micro_batch for degrees in self.candidates})
@@ -103,7 +103,9 @@ class Space:
     def _candidates(self, pins: Pins, meetings: Sequence[str]) -> tuple[Pins, list[Degrees]]:
         pins = pins.with_whole_batch(meetings, self.job.global_batch)
         try:
-            return pins, candidates(self.job, self.cluster, len(self.chain.units), pins, self._cuts_sequence)
+            return pins, candidates(
+                self.job, self.cluster, len(self.chain.units), pins, self._cuts_sequence, self._shares_experts
+            )
         except InputError as error:
             if not meetings:
                 raise
@@ -146,14 +148,14 @@ class Space:
 
     def knows(self, degrees: Degrees) -> bool:
         """True if the layouts for these degrees have been solved already."""
-        return (degrees.micro_batch, degrees.cp, degrees.tp) in self._choices
+        return _layouts_key(degrees) in self._choices
 
     def choices(self, degrees: Degrees) -> tuple[LayoutChoice, ...]:
-        """The layouts to choose from for these degrees; solved once for a micro-batch size, cp and tp."""
-        key = degrees.micro_batch, degrees.cp, degrees.tp
+        """The layouts to choose from for these degrees; solved once for a micro-batch size, cp, tp and ep."""
+        key = _layouts_key(degrees)
         if key not in self._choices:
             graph = self._graphs.at(degrees.micro_batch)
-            self._choices[key] = tuple(self._solved(graph, degrees.cp, degrees.tp))
+            self._choices[key] = tuple(self._solved(graph, degrees.cp, degrees.tp, degrees.ep))
         self._check_way(self._choices[key])
         allows = self.pins.rules.allows_boundary
         return tuple(c for c in self._choices[key] if allows(str(c.boundary), degrees.tp))
@@ -166,7 +168,11 @@ class Space:
         names = sorted({name for c in choices for found in c.policies.values() for name in found})
         raise PlanError("recompute", way, expected + ", ".join(names), "change it, or leave it to the search")
 
-    def _solved(self, graph: ModelGraph, cp: int, tp: int) -> Iterator[LayoutChoice]:
+    def _solved(self, graph: ModelGraph, cp: int, tp: int, ep: int) -> Iterator[LayoutChoice]:
+        if ep > 1:
+            from autoplan.graph.expert_cut import cut_experts
+
+            graph = cut_experts(graph, ep)
         if cp == 1:
             yield from layout_choices(graph, tp, self.cluster, self._strategies_of, self._layouts_of)
             return
@@ -178,6 +184,13 @@ class Space:
                 continue
             for choice in layout_choices(local, tp, self.cluster, self._strategies_of, self._layouts_of):
                 yield replace(choice, cp_layouts=way.layouts, cp_order=way.order)
+
+    def _shares_experts(self, ep: int) -> bool:
+        if any(block.graph is None for block in self.chain.kinds.values()):
+            return False
+        from autoplan.graph.expert_cut import shares_experts
+
+        return shares_experts(self.chain, ep)
 
     def _cuts_sequence(self, cp: int) -> bool:
         traced = all(block.graph is not None for block in self.chain.kinds.values())
@@ -193,11 +206,13 @@ class Space:
             return math.inf
         traffic = state_traffic(total.chain, degrees, self.job.precision, self.cluster)
         exposed, times = 1 - self.cluster.overlap, total.chain.times
-        element_s = least_optimizer_s((total.largest, total.chain.trainable), degrees, self.job, self.cluster)
+        stepped = total.chain.stepped(degrees)
+        largest = max(unit.stepped(degrees) for unit in total.units)
+        element_s = least_optimizer_s((largest, stepped), degrees, self.job, self.cluster)
         passes = (
             times.forward_s + exposed * traffic.forward_s,
             times.backward_s + exposed * traffic.backward_s,
-            element_s * total.chain.trainable + exposed * (traffic.tail_fsdp_s + traffic.tail_dp_s),
+            element_s * stepped + exposed * (traffic.tail_fsdp_s + traffic.tail_dp_s),
         )
         if any_schedule or not _searched(degrees):
             own_s = (degrees.num_micro_batches * (passes[0] + passes[1]) + passes[2]) / degrees.pp
@@ -209,7 +224,7 @@ class Space:
     def least_busy_s(self, degrees: Degrees, choice: LayoutChoice | None = None) -> float:
         """How long of a step the mean rank computes at least, with the layouts of ``choice`` or with any."""
         known = self.knows(degrees)
-        key = degrees.micro_batch, degrees.cp, degrees.tp, known, None if choice is None else id(choice)
+        key = *_layouts_key(degrees), known, None if choice is None else id(choice)
         if key not in self._work:
             costs = self._least_costs(degrees) if choice is None else choice.costs
             units = [costs[unit.kind] for unit in self.chain.units]
@@ -231,8 +246,8 @@ class Space:
     def _least_costs(self, degrees: Degrees) -> Mapping[str, UnitCost]:
         """The least of each cost of units over the choices of layouts, once they are solved; before, over any."""
         if not self.knows(degrees):
-            return self._optimist.costs(degrees.micro_batch, degrees.tp, degrees.cp)
-        key = degrees.micro_batch, degrees.tp, degrees.cp
+            return self._optimist.costs(degrees.micro_batch, degrees.tp, degrees.cp, degrees.ep)
+        key = _layouts_key(degrees)
         if key not in self._least:
             choices = [choice.costs for choice in self.choices(degrees)]
             self._least[key] = {kind: least_cost([costs[kind] for costs in choices]) for kind in choices[0]}
@@ -312,6 +327,7 @@ class Space:
             zero=degrees.zero,
             schedule=degrees.schedule,
             vpp=degrees.vpp,
+            ep=degrees.ep,
             stages=tuple(
                 StagePlan(
                     units=tuple(names[stage.start : stage.stop]),
@@ -357,17 +373,15 @@ class Space:
         )
 
     def _least_bytes(self, degrees: Degrees, total: _Total) -> float:
-        rates, chain = StateRates.of(degrees, self.job), total.chain
-        state = chain.parameters * (rates.master + rates.copy)
-        state += chain.trainable * (rates.optimizer + rates.gradient)
-        needed = (state + chain.saved_bytes) / degrees.pp
+        state = state_bytes(total.chain, degrees, StateRates.of(degrees, self.job))
+        needed = (state + total.chain.saved_bytes) / degrees.pp
         return needed * (1 + ALLOCATOR_SLACK) + fixed_reserve_bytes(self.cluster.device)
 
     def _sum(self, degrees: Degrees) -> _Total:
         """The whole chain as one optimistic unit that saves no more than it must."""
-        key = degrees.micro_batch, degrees.cp, degrees.tp, degrees.pp == 1
+        key = *_layouts_key(degrees), degrees.pp == 1
         if key not in self._sums:
-            costs = self._optimist.costs(degrees.micro_batch, degrees.tp, degrees.cp)
+            costs = self._optimist.costs(degrees.micro_batch, degrees.tp, degrees.cp, degrees.ep)
             costs = kinds_once(self.chain, costs) if degrees.pp == 1 else costs
             units = [(unit.kind, costs[unit.kind]) for unit in self.chain.units]
             chain = UnitCost(
@@ -378,8 +392,10 @@ class Space:
                 parameters=sum(cost.parameters for _, cost in units),
                 trainable=sum(cost.trainable for _, cost in units),
                 sizes={},
+                experts=sum(cost.experts for _, cost in units),
+                trainable_experts=sum(cost.trainable_experts for _, cost in units),
             )
-            self._sums[key] = _Total(chain, max(cost.trainable for _, cost in units))
+            self._sums[key] = _Total(chain, tuple(costs.values()))
         return self._sums[key]
 
     def _kept_bytes(self, kind: str, cost: UnitCost) -> float:
@@ -403,6 +419,11 @@ def _digest(cluster: Cluster) -> str:
     return hashlib.sha256(msgspec.json.encode(cluster)).hexdigest()
 
 
+def _layouts_key(degrees: Degrees) -> tuple[int, int, int, int]:
+    """What layouts depend on."""
+    return degrees.micro_batch, degrees.cp, degrees.tp, degrees.ep
+
+
 def _searched(degrees: Degrees) -> bool:
     """True for 1F1B, whose stages are searched one by one; for others they are cut evenly."""
     return degrees.schedule is Schedule.ONE_F_ONE_B
@@ -410,7 +431,7 @@ def _searched(degrees: Degrees) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class _Total:
-    """The chain as one unit, and the trainable elements of its largest."""
+    """The chain as one unit, and its units, one of each kind."""
 
     chain: UnitCost
-    largest: float
+    units: tuple[UnitCost, ...]

@@ -11,10 +11,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 from torch import fx
 
 from autoplan.graph.axes.spec import AxisSpec, Dims, has_own_backward, rule_for
+from autoplan.graph.gemms import tensor_arguments
 from autoplan.graph.ir import Block, Op
 from autoplan.graph.layout import PARTIAL, REPLICATE, REPLICATE_STAR, Layout, shard
 from autoplan.graph.strategy import Strategy
@@ -42,8 +44,16 @@ def _spec(block: Block, node: fx.Node) -> AxisSpec | None:
     known = block._strategies.setdefault("specs", {})
     if node.name not in known:
         rule = rule_for(node.target)
-        known[node.name] = rule(node) if rule is not None else None
+        spec = rule(node) if rule is not None else None
+        known[node.name] = _with_whole_rows(node, spec) if spec is not None else None
     return known[node.name]
+
+
+def _with_whole_rows(node: fx.Node, spec: AxisSpec) -> AxisSpec:
+    """The same, where dim 0 of a tensor is known only when it runs (``meta["ragged"]``), with that dim whole."""
+    tensors = [*zip(tensor_arguments(node), spec.inputs, strict=False), (node, spec.output)]
+    ragged = {axis for tensor, dims in tensors if tensor.meta.get("ragged") and dims for axis in dims[0]}
+    return replace(spec, fixed=spec.fixed | ragged) if ragged else spec
 
 
 def value_layouts(block: Block, name: str, degree: int) -> tuple[Layout, ...]:
@@ -53,6 +63,8 @@ def value_layouts(block: Block, name: str, degree: int) -> tuple[Layout, ...]:
     found = [REPLICATE]
     for dim, size in enumerate(block.values[name].shape):
         for parts in part_counts(block):
+            if parts > 1 and dim == block.expert_dims.get(name):
+                continue  # one axis has cut it in ranges already
             if size % (parts * degree) == 0:
                 found.append(shard(dim, parts))
     return tuple(found)

@@ -16,7 +16,7 @@ from autoplan.graph.axes.spec import shape_of
 from autoplan.graph.gemms import argument
 from autoplan.graph.strategy import Strategy
 
-__all__ = ["with_local_sizes"]
+__all__ = ["keeps_rows", "with_local_sizes"]
 
 _aten = torch.ops.aten
 # Whose result's shape is written in the call, or follows from which dims of the whole tensor have size 1.
@@ -39,6 +39,11 @@ _RANGES = {_aten.slice.Tensor, _aten.slice_copy.Tensor, _aten.narrow.default}
 _REPEATS = {_aten.repeat.default, _aten.tile.default}
 
 
+def keeps_rows(node: fx.Node) -> bool:
+    """True of a call that goes with any number of rows once its dim 0 is not spelt out (``meta["ragged"]``)."""
+    return node.target not in FILLED and node.target not in _REPEATS and node.target not in _EXPANDED
+
+
 def with_local_sizes(
     node: fx.Node, strategy: Strategy, args: Any, kwargs: Any, degree: int
 ) -> tuple[Any, Any, Any]:
@@ -47,6 +52,8 @@ def with_local_sizes(
     target: Any = node.target
     output = strategy.output
     shape = list(output.local_shape(shape_of(node), degree))
+    if node.meta.get("ragged"):
+        shape[0] = -1
     # Always for a view: a gathered input has other strides than the one that was traced, and view minds them.
     if target in _RESHAPED:
         return _aten.reshape.default, (args[0], shape), {}

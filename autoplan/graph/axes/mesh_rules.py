@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import fx
 
-from autoplan.graph.axes.spec import AxisSpec, plain, register_fallback, rule_for, shape_of
+from autoplan.graph.axes.spec import AxisSpec, is_floating, plain, register_fallback, rule_for, shape_of
 from autoplan.graph.layout import Layout
-from autoplan.graph.mesh_calls import Drawn, Moved, OnMesh
+from autoplan.graph.mesh_calls import Drawn, ExpertCall, Moved, OnMesh
 
 
 @register_fallback(lambda target: isinstance(target, Moved))
@@ -59,3 +59,16 @@ def drawn(node: fx.Node) -> AxisSpec | None:
     rule = rule_for(call.op)
     like: Any = SimpleNamespace(target=call.op, args=node.args, kwargs=node.kwargs, meta=node.meta)
     return rule(like) if rule is not None else None
+
+
+@register_fallback(lambda target: isinstance(target, ExpertCall))
+def exchanged(node: fx.Node) -> AxisSpec | None:
+    """Dim for dim, with the rows whole; what counts rows stays whole."""
+    call: Any = node.target
+    if call.step not in ("there", "back"):
+        return None
+    rows, sizes = plain(shape_of(node))
+    counts, counted = plain(shape_of(node.args[1]), "c")
+    fixed = frozenset({"d0", *counted}) & (sizes | counted).keys()
+    linear = frozenset({0}) if is_floating(node) else None
+    return AxisSpec((rows, counts), rows, sizes | counted, fixed=fixed, linear=linear)
