@@ -148,7 +148,15 @@ class _Cutter:
             root = saved.root if now == saved.value else now
             return replace(saved, value=now, root=root)
 
-        self.ops.append(replace(op, inputs=tuple(s.name for s in sources), saved=tuple(map(moved, op.saved))))
+        self.ops.append(
+            replace(
+                op,
+                inputs=tuple(source.name for source in sources),
+                saved=tuple(map(moved, op.saved)),
+                keeps=tuple(names.get(name, name) for name in op.keeps),
+                alias=names.get(op.alias, ""),
+            )
+        )
 
     def _weight(self, node: fx.Node) -> None:
         strategy = self.routed.made[node]
@@ -285,6 +293,7 @@ def _op(
         bytes_forward=forward,
         bytes_backward=backward,
         sends=sends,
+        again=False,  # what all ranks must do together is done once
     )
 
 
