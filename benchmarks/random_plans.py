@@ -2,6 +2,7 @@
 
     python benchmarks/random_plans.py --minutes 10 --seed 1     # adds to benchmarks/results/random_plans.json
     python benchmarks/random_plans.py --plans 50 --worlds 2 4
+    python benchmarks/random_plans.py --pairs --worlds 1 2 4    # drawn so that every pair of decisions is among them
     python benchmarks/random_plans.py --curves                  # six hybrid plans for 100 steps
 
 A plan draws its degrees, schedule, where stages end, state sharding, recomputation, micro-batches, precision, and a
@@ -24,7 +25,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
 
 from equality import Case, check, reference, run, traced
-from plan_draws import DECISIONS, draw
+from plan_draws import DECISIONS, covering, draw
 from ranks import Ranks
 from surroundings import surroundings, write_results
 
@@ -63,9 +64,12 @@ def tried(case: Case, pools: Pools) -> tuple[str, float]:
 
 
 def sample(
-    seed: int, worlds: tuple[int, ...], models: tuple[str, ...], plans: int, minutes: float
+    seed: int, worlds: tuple[int, ...], models: tuple[str, ...], plans: int, minutes: float, pairs: bool
 ) -> dict[str, Any]:
-    """Random plans until ``plans`` are done or the time is up; of all models where ``models`` is empty."""
+    """Random plans until ``plans`` are done or the time is up; of all models where ``models`` is empty.
+
+    With ``pairs`` they are those few that have every pair of decisions between them, of all models.
+    """
     rng, pools = random.Random(seed), Pools()
     for one in {
         (c.model, c.dtype, c.micro_batch): c for c in (draw(rng, worlds, models) for _ in range(500))
@@ -74,8 +78,10 @@ def sample(
     start = time.monotonic()
     taken: dict[str, Counter[str]] = {name: Counter() for name in (*DECISIONS, "ranks")}
     wrong, worst, count = [], Counter[str](), 0
-    while count < plans and time.monotonic() - start < 60 * minutes:
-        case = draw(rng, worlds, models)
+    drawn = iter(covering(rng, worlds)) if pairs else iter(lambda: draw(rng, worlds, models), None)
+    for case in drawn:
+        if count >= plans or time.monotonic() - start >= 60 * minutes:
+            break
         text, difference = tried(case, pools)
         count += 1
         if text:
@@ -90,6 +96,7 @@ def sample(
     pools.close()
     return {
         "seed": seed,
+        "pairs": pairs,
         "minutes": round((time.monotonic() - start) / 60, 1),
         "plans": count,
         "equal": count - len(wrong),
@@ -125,13 +132,16 @@ def main() -> None:
     parser.add_argument("--worlds", type=int, nargs="+", default=[1, 2, 4, 8])
     parser.add_argument("--models", nargs="+", default=[], help="some of those in tests/plan_draws.py")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--pairs", action="store_true")
     parser.add_argument("--curves", action="store_true")
     asked = parser.parse_args()
     result = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.exists() else {"runs": []}
     if asked.curves:
         result["curves"] = surroundings() | {"steps": STEPS, "plans": curves()}
     else:
-        made = sample(asked.seed, tuple(asked.worlds), tuple(asked.models), asked.plans, asked.minutes)
+        made = sample(
+            asked.seed, tuple(asked.worlds), tuple(asked.models), asked.plans, asked.minutes, asked.pairs
+        )
         result["runs"].append(surroundings() | made)
         print(f"{made['equal']} of {made['plans']} plans equal one process")
     result["plans"] = sum(one["plans"] for one in result["runs"])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import pytest
@@ -40,18 +40,6 @@ def _pool(size: int) -> Iterator[Ranks]:
     ranks = Ranks(size)
     yield ranks
     ranks.close()
-
-
-@pytest.fixture
-def pool(request: pytest.FixtureRequest) -> Callable[[int], Ranks]:
-    """From a number of ranks, 1, 2, 4 or 8, to so many."""
-    return lambda size: request.getfixturevalue({1: "one", 2: "two", 4: "four", 8: "eight"}[size])
-
-
-@pytest.fixture(scope="session")
-def one() -> Iterator[Ranks]:
-    """One rank."""
-    yield from _pool(1)
 
 
 @pytest.fixture(scope="session")

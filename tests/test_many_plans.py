@@ -1,13 +1,10 @@
-"""Models of every kind under plans that have every pair of decisions between them: the numbers of one process."""
+"""Models of every kind under plans of every kind: the numbers of one process."""
 
 from __future__ import annotations
 
-import random
-from collections.abc import Callable
-
 import pytest
 from equality import Case, check, facts_of
-from plan_draws import FACTS, covering
+from plan_draws import FACTS
 from ranks import Ranks
 
 _SOME = [
@@ -30,14 +27,3 @@ def test_what_draws_assume_of_a_model(model: str) -> None:
     units, meets = facts_of(model)
     assert units == FACTS[model][0]
     assert FACTS[model][2] or not meets
-
-
-@pytest.mark.slow
-def test_every_pair_of_decisions(pool: Callable[[int], Ranks]) -> None:
-    failed = []
-    for case in covering(random.Random(0), (1, 2, 4)):
-        try:
-            pool(case.world)(check, case)
-        except AssertionError as error:
-            failed.append(f"{case}\n{error}")
-    assert not failed, "\n\n".join(failed)
