@@ -8,16 +8,24 @@ from plan_draws import FACTS
 from ranks import Ranks
 
 _SOME = [
-    Case("hf-t5", pp=2, tp=2, seed=3, dtype="fp32", recompute="mixed", schedule="zbv", vpp=2, uneven=True),
     Case("hf-vit", fsdp=2, zero=2, tp=2, seed=4, boundary="S(1)"),
+    Case("dlrm", dp=2, tp=2, seed=6, micro_batch=2),
+]
+_MORE = [
+    Case("hf-t5", pp=2, tp=2, seed=3, dtype="fp32", recompute="mixed", schedule="zbv", vpp=2, uneven=True),
     Case("resnet-50", tp=2, pp=2, seed=5, num_micro_batches=1, micro_batch=2, schedule="gpipe"),
     Case("hf-mixtral", cp=2, tp=2, seed=7, num_micro_batches=1, dtype="fp32"),
-    Case("dlrm", dp=2, tp=2, seed=6, micro_batch=2),
 ]
 
 
 @pytest.mark.parametrize("case", _SOME, ids=str)
 def test_other_models(four: Ranks, case: Case) -> None:
+    four(check, case)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", _MORE, ids=str)
+def test_more_models(four: Ranks, case: Case) -> None:
     four(check, case)
 
 
