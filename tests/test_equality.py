@@ -7,9 +7,8 @@ transformer but the enumerator, every conversion between layouts, and both direc
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
+from case_lists import and_slow
 from equality import Case, check
 from ranks import Ranks
 
@@ -84,10 +83,6 @@ def _name(case: Case) -> str:
     return "-".join([case.model, *shown, f"seed{case.seed}"])
 
 
-def _and_slow(cases: list[Case], more: list[Case]) -> list[Any]:
-    return [*cases, *(pytest.param(case, marks=pytest.mark.slow) for case in more)]
-
-
 @pytest.mark.parametrize("case", _ONE, ids=_name)
 def test_one_process(case: Case) -> None:
     check(case)
@@ -98,11 +93,11 @@ def test_two_ranks(two: Ranks, case: Case) -> None:
     two(check, case)
 
 
-@pytest.mark.parametrize("case", _and_slow(_FOUR, _MORE_FOUR), ids=_name)
+@pytest.mark.parametrize("case", and_slow(_FOUR, _MORE_FOUR), ids=_name)
 def test_four_ranks(four: Ranks, case: Case) -> None:
     four(check, case)
 
 
-@pytest.mark.parametrize("case", _and_slow(_EIGHT, _MORE_EIGHT), ids=_name)
+@pytest.mark.parametrize("case", and_slow(_EIGHT, _MORE_EIGHT), ids=_name)
 def test_eight_ranks(eight: Ranks, case: Case) -> None:
     eight(check, case)

@@ -6,9 +6,8 @@ then, of what that leaves, on the tensor-parallel one.
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
+from case_lists import and_slow, case_name
 from equality import Case, check
 from ranks import Ranks
 
@@ -52,21 +51,11 @@ _MORE_FOUR = [
 ]
 
 
-def _name(case: Case) -> str:
-    hidden = ("model", "seed", "cp_boundary")
-    shown = [f"{k}{v}" for k, v in vars(case).items() if k not in hidden and v not in (1, 0, "none", "R", "")]
-    return "-".join([case.model, *shown, f"seed{case.seed}"])
-
-
-def _and_slow(cases: list[Case], more: list[Case]) -> list[Any]:
-    return [*cases, *(pytest.param(case, marks=pytest.mark.slow) for case in more)]
-
-
-@pytest.mark.parametrize("case", _and_slow(_TWO, _MORE_TWO), ids=_name)
+@pytest.mark.parametrize("case", and_slow(_TWO, _MORE_TWO), ids=case_name)
 def test_two_ranks(two: Ranks, case: Case) -> None:
     two(check, case)
 
 
-@pytest.mark.parametrize("case", _and_slow(_FOUR, _MORE_FOUR), ids=_name)
+@pytest.mark.parametrize("case", and_slow(_FOUR, _MORE_FOUR), ids=case_name)
 def test_four_ranks(four: Ranks, case: Case) -> None:
     four(check, case)

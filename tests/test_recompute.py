@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from case_lists import and_slow
 from equality import Case, check, make, make_batch, plan_for
 from kept_bytes import check_bytes
 from msgspec.structs import replace
@@ -65,31 +66,27 @@ def _name(case: Case) -> str:
     return "-".join([case.model, *shown])
 
 
-def _and_slow(cases: list[Case], more: list[Case]) -> list[Any]:
-    return [*cases, *(pytest.param(case, marks=pytest.mark.slow) for case in more)]
-
-
-@pytest.mark.parametrize("case", _and_slow(_ONE, _MORE_ONE), ids=_name)
+@pytest.mark.parametrize("case", and_slow(_ONE, _MORE_ONE), ids=_name)
 def test_one_process(case: Case) -> None:
     check(case)
 
 
-@pytest.mark.parametrize("case", _and_slow(_TWO, _MORE_TWO), ids=_name)
+@pytest.mark.parametrize("case", and_slow(_TWO, _MORE_TWO), ids=_name)
 def test_two_ranks(two: Ranks, case: Case) -> None:
     two(check, case)
 
 
-@pytest.mark.parametrize("case", _and_slow([], _FOUR), ids=_name)
+@pytest.mark.parametrize("case", and_slow([], _FOUR), ids=_name)
 def test_four_ranks(four: Ranks, case: Case) -> None:
     four(check, case)
 
 
-@pytest.mark.parametrize("case", _and_slow([*_ONE, Case("llama", recompute="mixed")], _MORE_ONE), ids=_name)
+@pytest.mark.parametrize("case", and_slow([*_ONE, Case("llama", recompute="mixed")], _MORE_ONE), ids=_name)
 def test_what_is_held_is_what_is_priced(case: Case) -> None:
     check_bytes(case)
 
 
-@pytest.mark.parametrize("case", _and_slow(_TWO[:1], [_MORE_TWO[1]]), ids=_name)
+@pytest.mark.parametrize("case", and_slow(_TWO[:1], [_MORE_TWO[1]]), ids=_name)
 def test_what_is_held_under_tp_is_what_is_priced(two: Ranks, case: Case) -> None:
     two(check_bytes, case)
 

@@ -64,35 +64,26 @@ def fraction(option: str) -> Callable[[str], float]:
 
 def seconds(option: str) -> Callable[[str], float]:
     """A converter: a positive, finite number of seconds."""
-
-    def convert(text: str) -> float:
-        value = _number(text)
-        if not 0 < value < float("inf"):
-            raise InputError(option, text, "a positive number of seconds", f"give {option} 60")
-        return value
-
-    return convert
+    return _in_range(option, lambda value: value > 0, "a positive number of seconds", "60")
 
 
 def positive(option: str) -> Callable[[str], float]:
     """A converter: a positive, finite number."""
-
-    def convert(text: str) -> float:
-        value = _number(text)
-        if not 0 < value < float("inf"):
-            raise InputError(option, text, "a positive number", f"give {option} 1e12")
-        return value
-
-    return convert
+    return _in_range(option, lambda value: value > 0, "a positive number", "1e12")
 
 
 def ratio(option: str) -> Callable[[str], float]:
     """A converter: a finite number of at least 1."""
+    return _in_range(option, lambda value: value >= 1, "a number of at least 1", "1.25")
 
+
+def _in_range(
+    option: str, allows: Callable[[float], bool], expected: str, example: str
+) -> Callable[[str], float]:
     def convert(text: str) -> float:
         value = _number(text)
-        if not 1 <= value < float("inf"):
-            raise InputError(option, text, "a number of at least 1", f"give {option} 1.25")
+        if not (allows(value) and value < float("inf")):
+            raise InputError(option, text, expected, f"give {option} {example}")
         return value
 
     return convert

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from autoplan.plan.schedule import Schedule, ranks_of_stages
+from autoplan.plan.mesh_sizes import MeshSizes
+from autoplan.plan.schedule import Schedule
 
 if TYPE_CHECKING:
     from autoplan.plan import Plan
@@ -14,7 +15,7 @@ __all__ = ["Degrees"]
 
 
 @dataclass(frozen=True, slots=True, order=True)
-class Degrees:
+class Degrees(MeshSizes):
     """Sizes of the mesh axes, what they shard, and how the batch is cut (see ``Plan``)."""
 
     pp: int
@@ -46,44 +47,13 @@ class Degrees:
         )
 
     @property
-    def stage_ranks(self) -> tuple[int, ...]:
-        """The pipeline rank of each of ``pp · vpp`` stages."""
-        return ranks_of_stages(self.schedule, self.pp, self.vpp)
-
-    @property
-    def world_size(self) -> int:
-        return self.pp * self.dp * self.fsdp * self.cp * self.tp
-
-    @property
-    def data_ranks(self) -> int:
-        return self.dp * self.fsdp
-
-    @property
-    def shard_ranks(self) -> int:
-        """How many ranks share one copy of the training state; they are ``tp`` apart."""
-        return self.fsdp * self.cp if self.zero else 1
-
-    @property
-    def replicas(self) -> int:
-        """How many copies of the training state a stage's data and cp axes hold; they are ``replica_stride`` apart."""
-        return self.data_ranks * self.cp // self.shard_ranks
-
-    @property
     def replica_stride(self) -> int:
+        """How far apart ``replicas`` are."""
         return self.tp * self.shard_ranks
 
     @property
-    def expert_shard_ranks(self) -> int:
-        """How many ranks share the state of one rank's experts; they are ``expert_stride`` apart."""
-        return max(self.shard_ranks // self.ep, 1)
-
-    @property
-    def expert_replicas(self) -> int:
-        """How many copies of that state the data axes hold."""
-        return self.data_ranks * self.cp // (self.ep * self.expert_shard_ranks)
-
-    @property
     def expert_stride(self) -> int:
+        """How far apart ``expert_shard_ranks`` are."""
         return self.tp * self.ep
 
     @property

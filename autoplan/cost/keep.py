@@ -24,7 +24,7 @@ from autoplan.errors import PlanError, ProfileError
 if TYPE_CHECKING:
     from autoplan.hardware import Cluster
 
-__all__ = ["FULL", "NONE", "Keep", "attention_core", "hull", "keep_of", "needed"]
+__all__ = ["FULL", "NONE", "Keep", "attention_core", "hull", "keep_of", "needed", "on_or_above"]
 
 NONE, FULL = "none", "full"
 """The two ways that every unit knows: keep all that backward reads, or the unit's inputs alone."""
@@ -175,12 +175,12 @@ def hull(points: Sequence[tuple[float, float]]) -> tuple[tuple[float, float], ..
     for kept, seconds in sorted(points, key=lambda point: (point[1], point[0])):
         if found and kept >= found[-1][0]:
             continue
-        while len(found) > 1 and _above(found[-2], found[-1], (kept, seconds)):
+        while len(found) > 1 and on_or_above(found[-2], found[-1], (kept, seconds)):
             found.pop()
         found.append((kept, seconds))
     return tuple(found)
 
 
-def _above(a: tuple[float, float], b: tuple[float, float], c: tuple[float, float]) -> bool:
+def on_or_above(a: tuple[float, float], b: tuple[float, float], c: tuple[float, float]) -> bool:
     """True if ``b`` lies on or above the line from ``a`` to ``c``."""
     return (b[1] - a[1]) * (a[0] - c[0]) >= (c[1] - a[1]) * (a[0] - b[0])

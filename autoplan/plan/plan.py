@@ -7,7 +7,8 @@ from typing import Literal
 
 import msgspec
 
-from autoplan.plan.schedule import Schedule, ranks_of_stages
+from autoplan.plan.mesh_sizes import MeshSizes
+from autoplan.plan.schedule import Schedule
 from autoplan.precision import Precision
 
 __all__ = ["Plan", "StagePlan"]
@@ -28,7 +29,7 @@ class StagePlan(msgspec.Struct, frozen=True, kw_only=True):
         return "full" if unit in self.recompute else self.policies.get(unit, "none")
 
 
-class Plan(msgspec.Struct, frozen=True, kw_only=True):
+class Plan(msgspec.Struct, MeshSizes, frozen=True, kw_only=True):
     """How to train one model on one number of ranks.
 
     ``world size = pp · dp · fsdp · cp · tp``; ranks are numbered with tp innermost, then cp, fsdp, dp,
@@ -85,40 +86,6 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     cp_order: Literal["plain", "zigzag"] = "plain"
     policies: dict[str, dict[str, dict[str, str]]] = {}
     asked: dict[str, int | float | str] = {}
-
-    @property
-    def world_size(self) -> int:
-        return self.pp * self.dp * self.fsdp * self.cp * self.tp
-
-    @property
-    def data_ranks(self) -> int:
-        """How many ways the global batch is cut."""
-        return self.dp * self.fsdp
-
-    @property
-    def stage_ranks(self) -> tuple[int, ...]:
-        """The pipeline rank that holds each of ``stages``."""
-        return ranks_of_stages(self.schedule, self.pp, self.vpp)
-
-    @property
-    def shard_ranks(self) -> int:
-        """How many ranks share one copy of the training state."""
-        return self.fsdp * self.cp if self.zero else 1
-
-    @property
-    def replicas(self) -> int:
-        """How many copies of the training state the data and cp axes hold."""
-        return self.data_ranks * self.cp // self.shard_ranks
-
-    @property
-    def expert_shard_ranks(self) -> int:
-        """How many ranks share the training state of one rank's experts."""
-        return max(self.shard_ranks // self.ep, 1)
-
-    @property
-    def expert_replicas(self) -> int:
-        """How many copies of the training state of experts the data axes hold."""
-        return self.data_ranks // (self.ep * self.expert_shard_ranks)
 
     @property
     def recompute(self) -> str:

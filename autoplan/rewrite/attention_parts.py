@@ -12,7 +12,7 @@ import math
 import torch
 from torch import Tensor
 
-__all__ = ["attend", "attend_backward", "merge", "wide_dtype"]
+__all__ = ["attend", "attend_backward", "head_groups", "merge", "wide_dtype", "widen"]
 
 _aten = torch.ops.aten
 
@@ -36,24 +36,25 @@ def attend(q: Tensor, k: Tensor, v: Tensor, causal: bool, scale: float) -> tuple
     q (… heads, s, d), k (… heads / groups, t, d), v (… heads / groups, t, e). ``causal``: a query sees the keys up to
     its own place.
     """
-    groups = _groups(q, k)
-    return _attend(q, _widen(k, groups), _widen(v, groups), causal, scale)
+    groups = head_groups(q, k)
+    return _attend(q, widen(k, groups), widen(v, groups), causal, scale)
 
 
 def attend_backward(
     grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, causal: bool, scale: float
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of q, k, v for these keys, given the output and the sums over all keys."""
-    groups = _groups(q, k)
-    dq, dk, dv = _attend_backward(grad, q, _widen(k, groups), _widen(v, groups), out, lse, causal, scale)
+    groups = head_groups(q, k)
+    dq, dk, dv = _attend_backward(grad, q, widen(k, groups), widen(v, groups), out, lse, causal, scale)
     return dq, _narrow(dk, groups), _narrow(dv, groups)
 
 
-def _groups(q: Tensor, k: Tensor) -> int:
+def head_groups(q: Tensor, k: Tensor) -> int:
+    """How many query heads share one of the keys'."""
     return q.shape[-3] // k.shape[-3] if q.dim() > 2 else 1
 
 
-def _widen(x: Tensor, groups: int) -> Tensor:
+def widen(x: Tensor, groups: int) -> Tensor:
     """Each head once for every query head that shares it."""
     return x if groups == 1 else x.repeat_interleave(groups, -3)
 

@@ -27,6 +27,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from autoplan.graph.layout import Layout
+from autoplan.rewrite.attention_parts import head_groups, wide_dtype, widen
 from autoplan.rewrite.kernels import overload_of
 from autoplan.rewrite.move import group_of, zigzag_order
 
@@ -161,14 +162,13 @@ def drawn_attention(
 ) -> Tensor:
     """Attention with dropout of its weights: ``q`` (… heads, s, d) is this rank's piece, as ``places`` tell, of queries
     whose result has ``shape``; keys are whole, ``k`` and ``v`` perhaps of fewer heads."""
-    groups = q.shape[-3] // k.shape[-3] if q.dim() > 2 else 1
+    groups = head_groups(q, k)
     if q.is_cuda:
         with _seeded(draws, key + 7919 * _piece(places), q.device):
             return F.scaled_dot_product_attention(
                 q, k, v, mask, p, causal, scale=scale, enable_gqa=groups > 1
             )
-    if groups > 1:
-        k, v = k.repeat_interleave(groups, -3), v.repeat_interleave(groups, -3)
+    k, v = widen(k, groups), widen(v, groups)
     scores = (q @ k.transpose(-1, -2)) * (scale if scale is not None else q.shape[-1] ** -0.5)
     if causal:
         mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=q.device).tril()
@@ -176,7 +176,7 @@ def drawn_attention(
         scores = scores.masked_fill(~mask, -math.inf)
     elif mask is not None:
         scores = scores + mask
-    weights = scores.softmax(-1, dtype=torch.promote_types(q.dtype, torch.float32)).to(v.dtype)
+    weights = scores.softmax(-1, dtype=wide_dtype(q)).to(v.dtype)
     return drawn_dropout(weights, draws, p, key, (*shape[:-1], k.shape[-2]), places) @ v
 
 

@@ -50,6 +50,15 @@ class Graphs:
             self._scaled[micro_batch] = scaled_graph(self._traced[low], self._traced[high], micro_batch)
         return self._scaled[micro_batch]
 
+    def sharing_experts(self, graph: ModelGraph, ep: int) -> ModelGraph:
+        """One of ``graphs``, or a graph like them, as ``cut_experts`` cuts it; once for all who ask."""
+        key = "experts", id(graph), ep
+        if key not in self.kept:
+            from autoplan.graph.expert_cut import cut_experts
+
+            self.kept[key] = graph, cut_experts(graph, ep)  # the graph too, so that its id stays its own
+        return self.kept[key][1]
+
     def confirm(self, micro_batch: int) -> bool:
         """Trace what was only worked out. False if they differ: from then on, every size is traced."""
         supposed = self.at_hand(micro_batch)

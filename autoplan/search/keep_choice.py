@@ -16,7 +16,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from autoplan.cost.keep import attention_core, needed
+from autoplan.cost.keep import attention_core, needed, on_or_above
 
 if TYPE_CHECKING:
     from autoplan.cost.storages import Storages
@@ -82,7 +82,7 @@ def frontier(found: Storages) -> list[tuple[float, float, tuple[str, ...]]]:
         halves = []
         for a, b in pairs:
             middle = _priced(found, _cut(found, (b[1] - a[1]) / (a[0] - b[0])))
-            if middle[:2] not in points and b[0] < middle[0] < a[0]:
+            if not on_or_above(a[:2], middle[:2], b[:2]):  # a cut of the same cost may lie on their line
                 points[middle[:2]] = middle
                 halves += [(a, middle), (middle, b)]
         pairs = halves

@@ -42,7 +42,6 @@ class Optimist:
         self._graphs, self._chain, self._cluster = graphs, chain, cluster
         self._strategies_of = strategies_of
         self._known = {} if known is None else known
-        self._local: dict[tuple[int, int], tuple[ModelGraph, ModelGraph]] = {}
 
     def costs(self, micro_batch: int, degree: int, cp: int = 1, ep: int = 1) -> dict[str, UnitCost]:
         """The cost of a unit of each kind under tp ``degree``, ``cp`` and ``ep``."""
@@ -50,22 +49,11 @@ class Optimist:
         if key not in self._known:
             graph = self._graphs.at_hand(micro_batch)
             if graph is None:
-                return {
-                    kind: _free(block, degree) for kind, block in self._cut(self._chain, ep).kinds.items()
-                }
-            graph = self._cut(graph, ep)
+                chain = self._graphs.sharing_experts(self._chain, ep)
+                return {kind: _free(block, degree) for kind, block in chain.kinds.items()}
+            graph = self._graphs.sharing_experts(graph, ep)
             self._known[key] = {kind: self._unit(block, degree, cp) for kind, block in graph.kinds.items()}
         return self._known[key]
-
-    def _cut(self, graph: ModelGraph, ep: int) -> ModelGraph:
-        if ep == 1:
-            return graph
-        from autoplan.graph.expert_cut import cut_experts
-
-        key = id(graph), ep
-        if key not in self._local:
-            self._local[key] = graph, cut_experts(graph, ep)  # the graph too, so that its id stays its own
-        return self._local[key][1]
 
     def _unit(self, block: Block, degree: int, cp: int) -> UnitCost:
         pieces = usable_pieces(block, degree, self._strategies_of)

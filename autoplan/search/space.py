@@ -169,10 +169,7 @@ class Space:
         raise PlanError("recompute", way, expected + ", ".join(names), "change it, or leave it to the search")
 
     def _solved(self, graph: ModelGraph, cp: int, tp: int, ep: int) -> Iterator[LayoutChoice]:
-        if ep > 1:
-            from autoplan.graph.expert_cut import cut_experts
-
-            graph = cut_experts(graph, ep)
+        graph = self._graphs.sharing_experts(graph, ep)
         if cp == 1:
             yield from layout_choices(graph, tp, self.cluster, self._strategies_of, self._layouts_of)
             return
