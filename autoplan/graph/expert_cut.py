@@ -28,7 +28,7 @@ from autoplan.graph.layout import Layout, shard
 from autoplan.graph.mesh_calls import ExpertCall
 from autoplan.graph.routed_rows import RoutedRows, routed_rows
 
-__all__ = ["cut_experts", "routes", "shares_experts"]
+__all__ = ["busiest_op", "cut_experts", "routes", "shares_experts"]
 
 
 def routes(block: Block) -> bool:
@@ -66,6 +66,27 @@ def shares_experts(graph: ModelGraph, degree: int) -> bool:
         return bool(cut_experts(graph, degree))
     except PlanError:
         return False
+
+
+def busiest_op(block: Block, op: Op, load: float, degree: int) -> Op:
+    """What the busiest rank does of ``op``: ``load`` times its share of rows, and products of fewer experts."""
+    gemm, routing, held = op.gemm, op.routing, 0.0
+    if routing is not None and gemm is not None:
+        routing = routing.of_busiest(gemm.batch, degree)
+        gemm = Gemm(max(gemm.batch // degree, 1), max(round(gemm.m * degree * load), 1), gemm.n, gemm.k)
+        held = block.values[op.inputs[1]].nbytes
+    spared = held * (1 - 1 / degree)
+    return replace(
+        op,
+        gemm=gemm,
+        routing=routing,
+        flops_forward=round(op.flops_forward * load),
+        flops_backward=round(op.flops_backward * load),
+        bytes_forward=round((op.bytes_forward - held) * load + held - spared),
+        # what a backward pass reads of the weights it writes again as their gradient
+        bytes_backward=round((op.bytes_backward - 2 * held) * load + 2 * (held - spared)),
+        saved=tuple(replace(saved, nbytes=round(saved.nbytes * load)) for saved in op.saved),
+    )
 
 
 class _Cutter:
@@ -178,32 +199,11 @@ class _Cutter:
         new = self._made(node, self._copy(node, node.target, args, kwargs))
         new.meta["ragged"] = True
         self.away[node, ends] = new
-        self._note(node, new, self._busiest(self.by_name[node.name], ends))
+        self._note(node, new, busiest_op(self.block, self.by_name[node.name], self._load(ends), self.degree))
 
     def _load(self, ends: fx.Node) -> float:
         """Rows of the busiest rank over their mean."""
         return self.routing.load(_experts(ends), self.degree)
-
-    def _busiest(self, op: Op, ends: fx.Node) -> Op:
-        """What the busiest rank does of ``op``: more rows than its share, and products of fewer experts."""
-        load, held = self._load(ends), 0.0
-        gemm = op.gemm
-        if op.routing is not None and gemm is not None:
-            rows = gemm.m * self.degree * load
-            gemm = Gemm(max(gemm.batch // self.degree, 1), max(round(rows), 1), gemm.n, gemm.k)
-            held = self.block.values[op.inputs[1]].nbytes
-        spared = held * (1 - 1 / self.degree)
-        return replace(
-            op,
-            gemm=gemm,
-            routing=self.routing.of_busiest(_experts(ends), self.degree) if op.routing is not None else None,
-            flops_forward=round(op.flops_forward * load),
-            flops_backward=round(op.flops_backward * load),
-            bytes_forward=round((op.bytes_forward - held) * load + held - spared),
-            # what a backward pass reads of the weights it writes again as their gradient
-            bytes_backward=round((op.bytes_backward - 2 * held) * load + 2 * (held - spared)),
-            saved=tuple(replace(saved, nbytes=round(saved.nbytes * load)) for saved in op.saved),
-        )
 
     def _at_home(self, node: fx.Node) -> fx.Node:
         """The value of ``node`` with the rows of this rank's own tokens."""

@@ -51,9 +51,72 @@ class Optimist:
             if graph is None:
                 chain = self._graphs.sharing_experts(self._chain, ep)
                 return {kind: _free(block, degree) for kind, block in chain.kinds.items()}
-            graph = self._graphs.sharing_experts(graph, ep)
-            self._known[key] = {kind: self._unit(block, degree, cp) for kind, block in graph.kinds.items()}
+            if ep == 1:
+                units = {kind: self._unit(block, degree, cp) for kind, block in graph.kinds.items()}
+            else:
+                whole = self.costs(micro_batch, degree, cp)
+                like = self._graphs.sharing_experts(self._chain, ep).kinds
+                units = {
+                    kind: self._shared_out(block, whole[kind], like[kind], degree, ep)
+                    if like[kind].expert_dims
+                    else whole[kind]
+                    for kind, block in graph.kinds.items()
+                }
+            self._known[key] = units
         return self._known[key]
+
+    def _shared_out(self, block: Block, whole: UnitCost, like: Block, degree: int, ep: int) -> UnitCost:
+        """The cost of ``block``, which is ``whole``, once ``ep`` ranks share out its experts.
+
+        ``like`` is the block so cut, at any micro-batch size. What runs at home is as before, and what runs away is
+        at least so; products are of fewer experts with more rows each, and rows travel.
+        """
+        from autoplan.graph.expert_cut import busiest_op
+
+        times, lighter = whole.times, 0.0
+        made = set(like.expert_dims)
+        for op in block.ops:
+            own = op.inputs and made.issuperset(op.inputs)
+            if own:
+                made.add(op.output)
+            if own or (op.routing is not None and op.gemm is not None):
+                times = _plus(times, self._least_times(block, op, degree), -1.0)
+            if op.routing is not None and op.gemm is not None:
+                load = op.routing.load(op.gemm.batch, ep)
+                times = _plus(times, self._least_times(block, op, degree, busiest_op(block, op, load, ep)))
+                lighter += sum(s.nbytes for s in op.saved if s.value == op.inputs[2])
+        for op in like.ops:
+            value = block.values.get(op.inputs[0]) if op.inputs else None
+            if value is not None and op.target in ("autoplan.there", "autoplan.back"):
+                sent_s = self._cluster.collective_time_s(
+                    "all_to_all", value.nbytes / degree, ep, stride=degree
+                )
+                times = _plus(times, Times(0.0, 0.0, sent_s, sent_s if value.requires_grad else 0.0))
+        sizes = {name: n / ep if name in like.expert_dims else n for name, n in whole.sizes.items()}
+        trained = [name for name in sizes if block.values[name].requires_grad]
+        return replace(
+            whole,
+            times=times,
+            saved_bytes=whole.saved_bytes - lighter,
+            frontier=tuple((max(nbytes - lighter, 0.0), s) for nbytes, s in whole.frontier),
+            sizes=sizes,
+            parameters=sum(sizes.values()),
+            trainable=sum(sizes[name] for name in trained),
+            experts=sum(sizes[name] for name in like.expert_dims),
+            trainable_experts=sum(sizes[name] for name in trained if name in like.expert_dims),
+        )
+
+    def _least_times(self, block: Block, op: Op, degree: int, instead: Op | None = None) -> Times:
+        """The least times of ``op``, or of what stands ``instead`` of it, in any way that ``op`` can run."""
+        whole = Strategy("R", (REPLICATE,) * len(op.inputs), REPLICATE, share=False)
+        known = self._strategies_of(block, op, degree) if degree > 1 else (whole,)
+        ways = [op_times(block, instead or op, strategy, degree, self._cluster) for strategy in known]
+        return Times(
+            min(way.forward_s for way in ways),
+            min(way.backward_s for way in ways),
+            min(way.forward_comm_s for way in ways),
+            min(way.backward_comm_s for way in ways),
+        )
 
     def _unit(self, block: Block, degree: int, cp: int) -> UnitCost:
         pieces = usable_pieces(block, degree, self._strategies_of)
@@ -86,6 +149,15 @@ class Optimist:
         inputs = sum(block.values[name].nbytes for name in block.inputs if block.values[name].requires_grad)
         cost = _cost(block, times, saved, inputs / (degree * cp), dict.fromkeys(pieces, degree))
         return replace(cost, weight_half_s=half_s, frontier=_frontier(saved, kept, forward_s))
+
+
+def _plus(one: Times, other: Times, sign: float = 1.0) -> Times:
+    return Times(
+        one.forward_s + sign * other.forward_s,
+        one.backward_s + sign * other.backward_s,
+        one.forward_comm_s + sign * other.forward_comm_s,
+        one.backward_comm_s + sign * other.backward_comm_s,
+    )
 
 
 def _frontier(
