@@ -1,4 +1,7 @@
-"""A pool of gloo ranks that tests share: started once per world size, since importing torch takes seconds."""
+"""A pool of gloo ranks that tests share: started once per world size, since importing torch takes seconds.
+
+All pools are forked from one server, which imports what most tests need and nothing more: it has no threads.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +16,15 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
+_PRELOAD = [
+    "equality",
+    "torch.distributed.checkpoint",
+    "torch.distributed.fsdp",
+    "torch.distributed.pipelining",
+    "autoplan.runtime.program",
+    "autoplan.search.run",
+    "transformers.models.llama.modeling_llama",
+]
 _TIMEOUT_S = 240
 _GRACE_S = 20
 
@@ -20,7 +32,7 @@ _GRACE_S = 20
 class Ranks:
     """``ranks(function, *args)`` runs ``function(*args)`` on every rank and returns what each rank returned."""
 
-    def __init__(self, size: int, start: str = "spawn") -> None:
+    def __init__(self, size: int, start: str = "forkserver") -> None:
         """``start``: how processes start; those that ``fork`` have all that this one has worked out."""
         self.size, self.start = size, start
         self.pipes: list[Connection] = []
@@ -28,6 +40,8 @@ class Ranks:
 
     def _start(self) -> None:
         context = mp.get_context(self.start)
+        if self.start == "forkserver":
+            context.set_forkserver_preload(_PRELOAD)
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             port = probe.getsockname()[1]
