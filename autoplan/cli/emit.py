@@ -58,7 +58,7 @@ def run(args: argparse.Namespace) -> int:
 
     from autoplan.graph.sources import load_source
     from autoplan.graph.trace import trace
-    from autoplan.rewrite.emit import emit_script
+    from autoplan.emit import emit_script
 
     source = load_source(args.model, args.seq)
     with torch.device("meta"):

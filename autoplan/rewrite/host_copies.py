@@ -7,12 +7,12 @@ pass of the unit after it starts (``StageModule``), or else when its own backwar
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
 
-__all__ = ["Copies", "HostCopy"]
+__all__ = ["Copies", "HostCopy", "fetch_ahead"]
 
 
 class HostCopy:
@@ -88,3 +88,10 @@ class Copies:
         if device not in _STREAMS:
             _STREAMS[device] = torch.cuda.Stream(device)
         return _STREAMS[device]
+
+
+def fetch_ahead(parked: Copies | None, results: Sequence[Tensor]) -> None:
+    """What a unit has ``parked`` starts back when the backward pass of the unit after it, which gave ``results``,
+    starts."""
+    if parked is not None and results and results[0].requires_grad:
+        results[0].register_hook(parked.fetch)

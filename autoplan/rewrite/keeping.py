@@ -24,13 +24,13 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from autoplan.errors import PlanError
 from autoplan.rewrite.host_copies import Copies, HostCopy
 
-__all__ = ["Keeping", "planned"]
+__all__ = ["Keeping", "Planned", "planned", "planned_nodes"]
 
 
 class _Made:
     """What a marked op made: its result, and what its backward reads besides; made again when somebody asks."""
 
-    def __init__(self, op: _Planned, args: Any, kwargs: Any) -> None:
+    def __init__(self, op: Planned, args: Any, kwargs: Any) -> None:
         self._op, self._given = op, (args, kwargs)
         self._saved, self._inside = 0, False
         self._result: Tensor | None = None
@@ -134,11 +134,11 @@ class Keeping:
             self.active.pop()
             self._known.clear()
 
-    def call(self, op: _Planned, args: Any, kwargs: Any) -> Any:
+    def call(self, op: Planned, args: Any, kwargs: Any) -> Any:
         """Run a marked op."""
         self._given = _storages((args, kwargs))
         now: _Made | str = op.name
-        if op.action == "recompute":
+        if self.policy[op.name] == "recompute":
             now = _Made(op, *pytree.tree_map_only(Tensor, self._reading, (args, kwargs)))
         self.now = now
         made = op.target(*args, **kwargs)
@@ -182,17 +182,16 @@ def _unpack(saved: Any) -> Tensor:
     return saved.view() if isinstance(saved, _Reading) else saved
 
 
-class _Planned:
-    """A target of a graph's node that a policy names."""
+class Planned:
+    """A target of a graph's node that a policy names: an op, or a change of layout."""
 
-    __name__ = "planned"
-    __module__ = __name__
+    __name__ = "planned"  # which a graph's code asks for
 
-    def __init__(self, name: str, target: Any, action: str) -> None:
-        self.name, self.target, self.action = name, target, action
+    def __init__(self, name: str, target: Any) -> None:
+        self.name, self.target = name, target
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        if Keeping.active:
+        if Keeping.active and self.name in Keeping.active[-1].policy:
             return Keeping.active[-1].call(self, args, kwargs)
         return self.target(*args, **kwargs)
 
@@ -210,12 +209,16 @@ def planned(where: str, graph: fx.Graph, policy: Mapping[str, str], moves: Mappi
 
     Raises PlanError, naming ``where``, for a name that no node has.
     """
-    left = set(policy)
-    for node in graph.nodes:
-        name = moves.get(node, node.name)
-        left.discard(name)
-        if node.op == "call_function" and name in policy:
-            node.target = _Planned(name, node.target, policy[name])
-    for name in sorted(left):
+    for node, name in planned_nodes(where, graph, policy, moves).items():
+        node.target = Planned(name, node.target)
+
+
+def planned_nodes(
+    where: str, graph: fx.Graph, policy: Mapping[str, str], moves: Mapping[fx.Node, str]
+) -> dict[fx.Node, str]:
+    """The calls of ``graph`` that ``policy`` names, and these names; arguments and errors as for ``planned``."""
+    named = {moves.get(node, node.name): node for node in graph.nodes}
+    for name in sorted(set(policy) - set(named)):
         remedy = "search again for this model, batch and tp"
         raise PlanError(f"{where}.{name}", policy[name], "an op or a change of layout of this block", remedy)
+    return {node: name for name, node in named.items() if name in policy and node.op == "call_function"}

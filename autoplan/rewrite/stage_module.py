@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,12 +15,22 @@ from autoplan.graph.chain import extract
 from autoplan.graph.ir import ModelGraph, Unit, Value
 from autoplan.graph.layout import Layout
 from autoplan.plan import SCHEDULE_NEEDS, Plan
+from autoplan.rewrite.host_copies import Copies, fetch_ahead
 from autoplan.rewrite.local_graph import LocalBlock
 from autoplan.rewrite.random_calls import draw_in
 from autoplan.rewrite.random_kernels import DRAWS, unit_draws
 from autoplan.rewrite.unit_module import UnitModule, attach, build_unit, full_name, local_parameter, put_on
 
-__all__ = ["StageModule", "Wire", "build_stage", "free_module", "inputs_of", "wires_into"]
+__all__ = [
+    "GradientTimes",
+    "StageModule",
+    "Wire",
+    "build_stage",
+    "free_module",
+    "inputs_of",
+    "loss_wire",
+    "wires_into",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,19 +72,19 @@ class StageModule(nn.Module):
         values.update(zip((wire.name for wire in self.reads), received, strict=True))
         free = self.free(*(batch[f"batch_{name}"] for name in self.free_reads))
         values.update(zip(self.free_names, free, strict=True))
-        before: UnitModule | None = None
+        parked: Copies | None = None
         for unit in self.chain:
             module: UnitModule = self.units[_key(unit)]  # type: ignore[assignment]
             inputs = [values[name] for name in unit.arguments]
             if module.draws:
                 inputs.append(unit_draws(batch[f"batch_{DRAWS}"], unit.name))
             results = module(*inputs)
-            _fetch_ahead(before, results)
-            before = module
+            fetch_ahead(parked, results)
+            parked = module.parked
             values.update(zip(unit.results, results, strict=True))
         if self.loss is not None:
             loss = values[self.loss].reshape(1) * batch["loss_scale"].to(values[self.loss].dtype)
-            return loss if self.cp == 1 else _Scaled.apply(loss, self.cp)
+            return loss if self.cp == 1 else GradientTimes.apply(loss, self.cp)
         return tuple(values[wire.name].contiguous() for wire in self.writes)  # what can be sent
 
     def unit_modules(self) -> dict[str, UnitModule]:
@@ -82,13 +92,7 @@ class StageModule(nn.Module):
         return {unit.name: self.units[_key(unit)] for unit in self.chain}  # type: ignore[misc]
 
 
-def _fetch_ahead(before: UnitModule | None, results: Sequence[Tensor]) -> None:
-    """What the unit ``before`` has parked starts back when the backward pass of the unit after it starts."""
-    if before is not None and before.parked is not None and results and results[0].requires_grad:
-        results[0].register_hook(before.parked.fetch)
-
-
-class _Scaled(torch.autograd.Function):
+class GradientTimes(torch.autograd.Function):
     """The value as it is, and a gradient ``times`` as large: cp ranks each have a part of a parameter's gradient, and
     the data axes, which cp is among, average where these parts must be summed."""
 
@@ -173,7 +177,7 @@ def build_stage(
     free = free_module(graph, free_names, buffers, device)
     last = stage == len(plan.stages) - 1
     reads = wires_into(graph, plan, stage)
-    writes = [_loss_wire(graph)] if last else wires_into(graph, plan, stage + 1)
+    writes = [loss_wire(graph)] if last else wires_into(graph, plan, stage + 1)
     return StageModule(units, free, free_names, reads, writes, graph.loss if last else None, plan.cp)
 
 
@@ -182,7 +186,7 @@ def _policy(plan: Plan, stage: int, unit: Unit) -> Mapping[str, str] | None:
     return plan.policies[unit.kind][name] if name is not None else None
 
 
-def _loss_wire(graph: ModelGraph) -> Wire:
+def loss_wire(graph: ModelGraph) -> Wire:
     """What the last stage gives: the loss as a tensor of one element."""
     dtypes = [
         graph.kinds[unit.kind].values[output].dtype

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
@@ -20,7 +21,7 @@ from autoplan.rewrite.local_graph import EXPERTS, LocalBlock, localise
 from autoplan.rewrite.move import shard_of
 from autoplan.rewrite.weight_halves import defer_weight_halves
 
-__all__ = ["ParameterSource", "UnitModule", "build_unit", "local_parameter", "put_on"]
+__all__ = ["ParameterSource", "UnitModule", "build_unit", "local_parameter", "put_on", "run_again"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,28 +66,32 @@ class UnitModule(nn.Module):
 
     def forward(self, *values: Tensor) -> tuple[Tensor, ...]:
         if self.recompute and torch.is_grad_enabled():
-            contexts = self._contexts
-            return checkpoint(self.body, *values, use_reentrant=False, context_fn=contexts)  # type: ignore[return-value]
+            return run_again(self.body, values, [self.get_buffer(name) for name in self.updates])
         if self.policy and torch.is_grad_enabled():
             self.parked = Copies()
             return Keeping(self.policy, self.parked).run(self.body, values, self.inputs)
         return self.body(*values)
 
-    def _contexts(
-        self,
-    ) -> tuple[contextlib.AbstractContextManager[None], contextlib.AbstractContextManager[None]]:
-        return contextlib.nullcontext(), self._unchanged_buffers()
 
-    @contextlib.contextmanager
-    def _unchanged_buffers(self) -> Iterator[None]:
-        """Running forward again must not change the buffers again."""
-        kept = [(buffer, buffer.clone()) for buffer in map(self.get_buffer, self.updates)]
-        try:
-            yield
-        finally:
-            with torch.no_grad():
-                for buffer, value in kept:
-                    buffer.copy_(value)
+def run_again(body: nn.Module, values: tuple[Tensor, ...], changed: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    """``body(*values)``, which the backward pass runs again instead of keeping what it makes; ``changed`` are the
+    buffers that running it changes, once."""
+
+    def contexts() -> tuple[Any, Any]:
+        return contextlib.nullcontext(), _as_before(changed)
+
+    return checkpoint(body, *values, use_reentrant=False, context_fn=contexts)  # type: ignore[return-value]
+
+
+@contextlib.contextmanager
+def _as_before(buffers: Sequence[Tensor]) -> Iterator[None]:
+    kept = [(buffer, buffer.clone()) for buffer in buffers]
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for buffer, value in kept:
+                buffer.copy_(value)
 
 
 def build_unit(

@@ -27,7 +27,7 @@ from autoplan.rewrite.weight_halves import PENDING, run_weight_halves
 from autoplan.runtime.data_parallel import before_backward
 from autoplan.runtime.world import World
 
-__all__ = ["Chunks", "Pipeline"]
+__all__ = ["Chunks", "HalvedStage", "Pipeline", "Stage", "as_text", "first", "in_order"]
 
 
 class Chunks(nn.Module):
@@ -85,7 +85,7 @@ def _release(infos: Any) -> None:
             info.buffer = None
 
 
-class _Stage(_FrugalStage):
+class Stage(_FrugalStage):
     """A stage whose FSDP state follows the plan's ZeRO level.
 
     The stock stage holds gathered parameters and whole gradients until the step ends, whatever the
@@ -103,7 +103,7 @@ class _Stage(_FrugalStage):
         return _backward(bwd_kwargs), None
 
 
-class _HalvedStage(_FrugalStage):
+class HalvedStage(_FrugalStage):
     """The same for schedules that run the weight half of a backward apart (see ``rewrite.weight_halves``)."""
 
     def __init__(self, *args: Any, zero: int, micro_batches: int, **options: Any) -> None:
@@ -198,8 +198,8 @@ def _make_stage(place: int, stage: StageModule, plan: Plan, world: World, group:
     }
     if SCHEDULE_NEEDS[plan.schedule].halves:
         options |= {"zero": plan.zero, "micro_batches": plan.num_micro_batches}
-        return _HalvedStage(stage, place, len(plan.stages), world.device, **options)
-    made = _Stage(stage, place, len(plan.stages), world.device, **options)
+        return HalvedStage(stage, place, len(plan.stages), world.device, **options)
+    made = Stage(stage, place, len(plan.stages), world.device, **options)
     made.zero = plan.zero
     return made
 
@@ -209,16 +209,21 @@ def _schedule(stages: list[PipelineStage], plan: Plan) -> Any:
 
     The orders are the same (a test compares them), but torch's classes take fewer numbers of micro-batches.
     """
-    options: dict[str, Any] = {"loss_fn": _first, "scale_grads": False}
+    options: dict[str, Any] = {"loss_fn": first, "scale_grads": False}
     if plan.schedule is Schedule.ONE_F_ONE_B:
         return Schedule1F1B(stages[0], plan.num_micro_batches, **options)
     if plan.schedule is Schedule.GPIPE:
         return ScheduleGPipe(stages[0], plan.num_micro_batches, **options)
     order = pipeline_order(plan.schedule, plan.pp, plan.vpp, plan.num_micro_batches)
-    runtime = _PipelineScheduleRuntime(stages, plan.num_micro_batches, **options)
-    runtime._prepare_schedule_with_comms(
-        {rank: _torch_actions(actions) for rank, actions in enumerate(order.ranks)}
-    )
+    return in_order(stages, plan.num_micro_batches, [as_text(actions) for actions in order.ranks])
+
+
+def in_order(stages: list[PipelineStage], micro_batches: int, ranks: Sequence[str]) -> Any:
+    """torch's runtime for the stages of a rank, with each rank's actions in their order (``1F0 2F0+1B0``, where a
+    pair that is issued together is joined)."""
+    runtime = _PipelineScheduleRuntime(stages, micro_batches, loss_fn=first, scale_grads=False)
+    actions = {rank: [_torch_action(word) for word in text.split()] for rank, text in enumerate(ranks)}
+    runtime._prepare_schedule_with_comms(actions)
     # torch would gather whole stages ahead, and shard them again, as it sees fit; the plan says when.
     unsharded = runtime.unsharded_stages
     runtime.register_custom_function(UNSHARD, lambda action, ctx: unsharded.add(action.stage_index))
@@ -226,22 +231,17 @@ def _schedule(stages: list[PipelineStage], plan: Plan) -> Any:
     return runtime
 
 
-def _torch_actions(actions: Sequence[Action]) -> list[Any]:
-    """A rank's actions as torch takes them; a pair that is issued together is one."""
-    made: list[Any] = []
-    held: list[Any] = []
-    for action in actions:
-        single: Any = _Action.from_str(str(action))
-        if action.with_next:
-            held.append(single)
-        elif held:
-            made.append(_Action(-1, OVERLAP_F_B, None, (held.pop(), single)))
-        else:
-            made.append(single)
-    return made
+def _torch_action(word: str) -> Any:
+    single: list[Any] = [_Action.from_str(part) for part in word.split("+")]
+    return single[0] if len(single) == 1 else _Action(-1, OVERLAP_F_B, None, tuple(single))
 
 
-def _first(output: Tensor, target: Tensor) -> Tensor:
+def as_text(actions: Sequence[Action]) -> str:
+    """A rank's actions as ``in_order`` takes them."""
+    return "".join(f"{action}{'+' if action.with_next else ' '}" for action in actions).rstrip()
+
+
+def first(output: Tensor, target: Tensor) -> Tensor:
     """The stage has computed the loss already."""
     return output.sum()
 

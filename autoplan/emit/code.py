@@ -11,11 +11,12 @@ from typing import Any
 from torch import fx
 
 from autoplan.errors import PlanError
+from autoplan.rewrite.keeping import Planned
 
-__all__ = ["GROUP", "Code", "class_names", "forward_code"]
+__all__ = ["GROUPS", "Code", "class_names", "forward_code"]
 
-GROUP = "<tensor-parallel group>"
-"""Stands for the name of the tp axis's process group, which is known when the script runs."""
+GROUPS = {axis: f"<process group of {axis}>" for axis in ("tp", "cp", "ep")}
+"""What stands for the name of a mesh axis's process group, which is known when the script runs."""
 
 _FREED = re.compile(r";\s+\w+ = (?:\w+ = )*None(?=\s|$)")
 _STANDARD = {"torch", "device", "inf", "nan"}
@@ -30,14 +31,19 @@ class Code:
     imports: tuple[str, ...]
 
 
-def forward_code(graph: fx.Graph, paths: Mapping[str, str] | None = None) -> Code:
-    """The method that runs ``graph``. ``paths`` gives the module of each op, by its name, for comments.
+def forward_code(
+    graph: fx.Graph, paths: Mapping[str, str] | None = None, steps: Mapping[fx.Node, str] | None = None
+) -> Code:
+    """The method that runs ``graph``. ``paths`` gives the module of each op, by its name, for comments; ``steps`` the
+    names by which policies of recomputation know calls.
 
     Raises:
         PlanError: the graph calls something that no script can name.
     """
     code = graph.python_code("self")
     text, calls, imports = code.src, [], set()
+    for number, (node, name) in enumerate((steps or {}).items()):
+        text = _planned(text, node.name, f"STEP_{number}_", name)
     for name, value in code.globals.items():
         if not re.search(rf"\b{re.escape(name)}\b", text) or name in _STANDARD:
             continue
@@ -56,9 +62,24 @@ def forward_code(graph: fx.Graph, paths: Mapping[str, str] | None = None) -> Cod
             raise PlanError(
                 "model", repr(value), "calls that a script can name", "run the plan with autoplan.parallelize"
             )
-    text = text.replace(f"'{GROUP}'", "TP_GROUP")
+    for axis, name in GROUPS.items():
+        text = text.replace(f"'{name}'", f"{axis.upper()}_GROUP")
     text = re.sub(r"device\(type='\w+'(?:, index=\d+)?\)", "DEVICE", text)
+    if steps:
+        calls.append(Planned)
+        for number, name in enumerate(steps.values()):
+            text = text.replace(f"STEP_{number}_", repr(name))
     return Code(_laid_out(text, paths or {}), tuple(calls), tuple(sorted(imports)))
+
+
+def _planned(text: str, result: str, mark: str, name: str) -> str:
+    """The code with the call that gives ``result`` made by way of ``keeping.Planned``; ``mark`` stands for ``name``."""
+    call = rf"(?m)^(\s+{re.escape(result)} = )([\w.]+)\("
+    made, count = re.subn(call, rf"\1Planned({mark}, \2)(", text, count=1)
+    if not count:
+        field, remedy = f"policies.{name}", "run the plan with autoplan.parallelize"
+        raise PlanError(field, result, "the result of a plain call, in a script", remedy)
+    return made
 
 
 def _laid_out(text: str, paths: Mapping[str, str]) -> str:
