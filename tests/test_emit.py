@@ -28,10 +28,11 @@ STEPS = 3
 FACTORIES = {"windows": windows, "dropping": dropping}
 _FEW = [
     Case("dropping", tp=2, seed=3, dtype="fp32", recompute="mixed", policy="random"),
-    Case("windows", fsdp=2, zero=3, dtype="bf16"),
 ]
 _MORE = [
+    Case("windows", fsdp=2, zero=3, dtype="bf16"),
     Case("windows", fsdp=2, zero=2, dtype="fp32", policy="random", seed=1, num_micro_batches=3),
+    Case("windows", pp=2, schedule="interleaved", vpp=2, dtype="bf16", recompute="full"),
     Case("dropping", dp=2, dtype="fp32", recompute="full"),
 ]
 

@@ -1,0 +1,101 @@
+"""Scripts of plans of every kind give the losses of their programs, bit for bit.
+
+Both run in ranks that are there already; ``test_emit`` starts scripts as somebody would, where autoplan is not.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import re
+import sys
+import types
+from unittest.mock import patch
+
+import pytest
+import torch
+import torch.distributed as dist
+from case_lists import and_slow, case_name
+from equality import Case, make, make_batch, plan_for, traced
+from ranks import Ranks
+
+import autoplan
+from autoplan.emit import emit_script
+
+STEPS = 3
+_BUILD = '''
+def build_model():
+    """(model with weights, no example)."""
+    from equality import make
+
+    return make({model!r}, {dtype!r})[0], None
+'''
+
+_TWO = [
+    Case("gpt", pp=2, dtype="fp32", recompute="mixed", num_micro_batches=3),
+    Case("llama-tied", pp=2, schedule="zbv", vpp=2, num_micro_batches=3, dtype="fp32", policy="random"),
+    Case("llama", cp=2, cp_attention="ring", zero=2, dtype="fp32", seed=1),
+]
+_MORE_TWO = [
+    Case("gpt-dropout", pp=2, schedule="gpipe", num_micro_batches=2),
+    Case("gpt", pp=2, schedule="interleaved", vpp=2, num_micro_batches=3),
+    Case("gpt-untied", pp=2, schedule="zb-h1", num_micro_batches=4, recompute="full"),
+    Case("gpt", pp=2, schedule="dualpipe-v", vpp=2, num_micro_batches=5, recompute="mixed"),
+    Case("gpt", cp=2, seed=1, micro_batch=2),
+    Case("gpt-dropout", cp=2, seed=2, cp_order="zigzag"),
+    Case("gpt", cp=2, cp_attention="rows", policy="random", seed=9),
+    Case("llama", cp=2, cp_attention="heads", zero=3, recompute="full"),
+    Case("gpt", dp=2, num_micro_batches=3),
+]
+_FOUR = [
+    Case("gpt", pp=2, fsdp=2, zero=3, schedule="1f1b", dtype="fp32", num_micro_batches=3),
+    Case("llama", pp=2, tp=2, schedule="zb-h1", num_micro_batches=4, policy="random", seed=10),
+    Case("gpt", pp=2, dp=2, schedule="interleaved", vpp=2, num_micro_batches=3),
+    Case("gpt", pp=2, fsdp=2, zero=2, schedule="zbv", vpp=2, num_micro_batches=3, dtype="fp32"),
+    Case("gpt", cp=2, tp=2, cp_attention="ring", seed=2, boundary="S(1)"),
+    Case("gpt", cp=2, pp=2, schedule="zbv", vpp=2, cp_attention="rows"),
+]
+
+
+@pytest.mark.parametrize("case", and_slow(_TWO, _MORE_TWO), ids=case_name)
+def test_two_ranks(two: Ranks, case: Case) -> None:
+    _compare(two, case)
+
+
+@pytest.mark.parametrize("case", and_slow([], _FOUR), ids=case_name)
+def test_four_ranks(four: Ranks, case: Case) -> None:
+    _compare(four, case)
+
+
+def _compare(ranks: Ranks, case: Case) -> None:
+    program, script = ranks(_losses, case)[0]
+    assert script == program
+    assert len(set(script)) == STEPS
+
+
+def _losses(case: Case) -> tuple[list[str], list[str]]:
+    """Those of the program and of the script, as rank 0 prints them."""
+    graph = traced(case)
+    plan = plan_for(graph, case)
+    batches = [make_batch(case.model, case.global_batch, step, case.dtype) for step in range(STEPS)]
+    model, loss = make(case.model, case.dtype)
+    program = autoplan.parallelize(model, batches[0], loss, plan=plan, precision=case.dtype)
+    expected = [repr(program.step(program.shard(batch)).item()) for batch in batches]
+    script = emit_script(graph, plan, _BUILD.format(model=case.model, dtype=case.dtype), "A test.")
+    return expected, _run(script, batches)
+
+
+def _run(script: str, batches: list[dict[str, torch.Tensor]]) -> list[str]:
+    emitted = types.ModuleType("emitted")
+    said = io.StringIO()
+    with (
+        patch.dict(sys.modules, emitted=emitted),
+        patch.object(dist, "init_process_group"),
+        patch.object(dist, "destroy_process_group"),
+        patch.object(sys, "argv", ["emitted", "--steps", str(STEPS)]),
+        contextlib.redirect_stdout(said),
+    ):
+        exec(compile(script, "emitted.py", "exec"), emitted.__dict__)
+        emitted.__dict__["batches"] = lambda example, file: batches
+        emitted.__dict__["main"]()
+    return re.findall(r"loss (\S+)", said.getvalue())
