@@ -35,6 +35,7 @@ _TWO = [
     Case("gpt", pp=2, dtype="fp32", recompute="mixed", num_micro_batches=3),
     Case("llama-tied", pp=2, schedule="zbv", vpp=2, num_micro_batches=3, dtype="fp32", policy="random"),
     Case("llama", cp=2, cp_attention="ring", zero=2, dtype="fp32", seed=1),
+    Case("moe", fsdp=2, ep=2, zero=3, dtype="fp32", recompute="full"),
 ]
 _MORE_TWO = [
     Case("gpt-dropout", pp=2, schedule="gpipe", num_micro_batches=2),
@@ -45,6 +46,9 @@ _MORE_TWO = [
     Case("gpt-dropout", cp=2, seed=2, cp_order="zigzag"),
     Case("gpt", cp=2, cp_attention="rows", policy="random", seed=9),
     Case("llama", cp=2, cp_attention="heads", zero=3, recompute="full"),
+    Case("moe", dp=2, ep=2, policy="random", seed=2),
+    Case("moe-odd", fsdp=2, ep=2, zero=1, micro_batch=2),
+    Case("mixtral", tp=2, seed=1, dtype="fp32"),
     Case("gpt", dp=2, num_micro_batches=3),
 ]
 _FOUR = [
@@ -54,6 +58,9 @@ _FOUR = [
     Case("gpt", pp=2, fsdp=2, zero=2, schedule="zbv", vpp=2, num_micro_batches=3, dtype="fp32"),
     Case("gpt", cp=2, tp=2, cp_attention="ring", seed=2, boundary="S(1)"),
     Case("gpt", cp=2, pp=2, schedule="zbv", vpp=2, cp_attention="rows"),
+    Case("moe-odd", fsdp=2, ep=2, tp=2, zero=3, seed=1),
+    Case("moe", fsdp=2, ep=2, pp=2, zero=2, schedule="zb-h1"),
+    Case("moe", dp=2, fsdp=2, ep=2, zero=2),
 ]
 
 

@@ -56,9 +56,9 @@ def run(args: argparse.Namespace) -> int:
 
     import torch
 
+    from autoplan.emit import emit_script
     from autoplan.graph.sources import load_source
     from autoplan.graph.trace import trace
-    from autoplan.emit import emit_script
 
     source = load_source(args.model, args.seq)
     with torch.device("meta"):

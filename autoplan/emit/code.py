@@ -6,11 +6,12 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from types import ModuleType
-from typing import Any
 
 from torch import fx
 
 from autoplan.errors import PlanError
+from autoplan.graph import gpu_kernels
+from autoplan.graph.sources import grouped_mm
 from autoplan.rewrite.keeping import Planned
 
 __all__ = ["GROUPS", "Code", "class_names", "forward_code"]
@@ -18,16 +19,22 @@ __all__ = ["GROUPS", "Code", "class_names", "forward_code"]
 GROUPS = {axis: f"<process group of {axis}>" for axis in ("tp", "cp", "ep")}
 """What stands for the name of a mesh axis's process group, which is known when the script runs."""
 
+_OPERATORS = {
+    "grouped_mm": (grouped_mm.__name__, "grouped_mm"),
+    "rms_norm": (gpu_kernels.__name__, "_fused_rms_norm", "_fused_rms_norm_backward"),
+}
+"""Where this package's operators are: modules, and the functions in them."""
+
 _FREED = re.compile(r";\s+\w+ = (?:\w+ = )*None(?=\s|$)")
 _STANDARD = {"torch", "device", "inf", "nan"}
 
 
 @dataclass(frozen=True, slots=True)
 class Code:
-    """A ``forward`` method, the functions of this package that it calls, and the imports that it needs."""
+    """A ``forward`` method, the functions of this package that it calls (modules, names), and the imports it needs."""
 
     text: str
-    calls: tuple[Any, ...]
+    calls: tuple[tuple[str, str], ...]
     imports: tuple[str, ...]
 
 
@@ -42,6 +49,8 @@ def forward_code(
     """
     code = graph.python_code("self")
     text, calls, imports = code.src, [], set()
+    for op in sorted(set(re.findall(r"\bautoplan\.(\w+)\.\w+", text))):
+        calls += _operator(op)
     for number, (node, name) in enumerate((steps or {}).items()):
         text = _planned(text, node.name, f"STEP_{number}_", name)
     for name, value in code.globals.items():
@@ -55,7 +64,7 @@ def forward_code(
             own = value.__name__
             text = re.sub(rf"\b{own}\b", f"{own}_0", text)  # a result may be called as the function is
             text = re.sub(rf"\b{re.escape(name)}\b", own, text)
-            calls.append(value)
+            calls.append((value.__module__, value.__qualname__))
         elif "<" not in getattr(value, "__qualname__", "<") and "." not in value.__qualname__:
             imports.add(f"from {value.__module__} import {value.__qualname__} as {name}")
         else:
@@ -66,10 +75,20 @@ def forward_code(
         text = text.replace(f"'{name}'", f"{axis.upper()}_GROUP")
     text = re.sub(r"device\(type='\w+'(?:, index=\d+)?\)", "DEVICE", text)
     if steps:
-        calls.append(Planned)
+        calls.append((Planned.__module__, "Planned"))
         for number, name in enumerate(steps.values()):
             text = text.replace(f"STEP_{number}_", repr(name))
     return Code(_laid_out(text, paths or {}), tuple(calls), tuple(sorted(imports)))
+
+
+def _operator(op: str) -> list[tuple[str, str]]:
+    """The functions that make an operator of this package, by module and name."""
+    if op not in _OPERATORS:
+        raise PlanError(
+            "model", op, "no op that only autoplan has, in a script", "run the plan with autoplan.parallelize"
+        )
+    module, *names = _OPERATORS[op]
+    return [(module, name) for name in names]
 
 
 def _planned(text: str, result: str, mark: str, name: str) -> str:

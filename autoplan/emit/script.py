@@ -15,7 +15,6 @@ from autoplan.emit.code import Code, class_names
 from autoplan.emit.link import linked
 from autoplan.emit.tables import chain_table, constants, free_names, pipeline_tables, tied_over_stages
 from autoplan.emit.template import imports, training
-from autoplan.errors import PlanError
 from autoplan.graph.cut import cut_graph
 from autoplan.graph.expert_cut import cut_experts
 from autoplan.graph.ir import ModelGraph
@@ -52,8 +51,8 @@ def emit_script(graph: ModelGraph, plan: Plan, build: str, title: str) -> str:
     if graph.weight is not None:
         free["Targets"] = free_code(graph, [graph.weight]), "How many targets of a micro-batch count."
     codes = [*(made.code for made in blocks.values()), *(code for code, _ in free.values())]
-    calls = {call.__qualname__: call for code in codes for call in code.calls}
-    imported, definitions = linked([*_roots(features), *calls.values()])
+    roots = [(root.__module__, root.__qualname__) for root in _roots(features)]
+    imported, definitions = linked(dict.fromkeys([*roots, *(call for code in codes for call in code.calls)]))
     end = training(features)
     text = "\n".join([*imported, *definitions, *imports(features), end])
     names = class_names(blocks, [*free, *re.findall(r"\w+", text)])
@@ -72,9 +71,7 @@ def emit_script(graph: ModelGraph, plan: Plan, build: str, title: str) -> str:
         _banner("Training"),
         end,
     ]
-    script = "\n\n\n".join(part for part in parts if part) + "\n"
-    _check_own_ops(script)
-    return script
+    return _operators_renamed("\n\n\n".join(part for part in parts if part) + "\n")
 
 
 _FUNCTIONS = "Layouts, the collectives that change them, and what else blocks and stages call"
@@ -143,17 +140,10 @@ def _tables(graph: ModelGraph, plan: Plan, names: dict[str, str], free_of_stage:
     return chain + f"\nFREE_VALUES = {free_names(graph, plan.stages[0].units)!r}"
 
 
-def _check_own_ops(script: str) -> None:
-    found = re.search(r"torch\.ops\.autoplan\w*\.\w+", script) or re.search(
-        r"'autoplan\w*\.\w+\.\w+'", script
-    )
-    if found:
-        raise PlanError(
-            "model",
-            found[0],
-            "no op that only autoplan has, in a script",
-            "run the plan with autoplan.parallelize",
-        )
+def _operators_renamed(script: str) -> str:
+    """The script with its operators in a namespace of its own, apart from autoplan's should that be there too."""
+    script = script.replace("torch.ops.autoplan.", "torch.ops.emitted.")
+    return re.sub(r"(?<=['\"])autoplan(?=::\w|(?:\.\w+){2}['\"])", "emitted", script)
 
 
 def _header(title: str, plan: Plan) -> str:

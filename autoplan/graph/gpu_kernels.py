@@ -122,18 +122,18 @@ def _last(normalized_shape: list[int]) -> list[int]:
     return list(range(-len(normalized_shape), 0))
 
 
-def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+def _keep_rms_norm(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
     x, ctx.normalized_shape, weight, _ = inputs
     ctx.save_for_backward(x, output[1], weight)
 
 
-def _backward(ctx: Any, grad: Tensor, _: Any) -> tuple[Tensor, None, Tensor | None, None]:
+def _rms_norm_gradients(ctx: Any, grad: Tensor, _: Any) -> tuple[Tensor, None, Tensor | None, None]:
     x, inverse, weight = ctx.saved_tensors
     grad_x, grad_weight = torch.ops.autoplan.rms_norm_backward(grad, x, inverse, ctx.normalized_shape, weight)
     return grad_x, None, None if weight is None else grad_weight, None
 
 
-_fused_rms_norm.register_autograd(_backward, setup_context=_save)
+_fused_rms_norm.register_autograd(_rms_norm_gradients, setup_context=_keep_rms_norm)
 
 _GPU: dict[Any, Callable[..., Any]] = {
     _aten.scaled_dot_product_attention.default: _attention,
