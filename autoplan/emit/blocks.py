@@ -10,7 +10,7 @@ import torch
 
 from autoplan.emit.code import GROUPS, Code, forward_code
 from autoplan.graph.chain import extract
-from autoplan.graph.ir import Block, ModelGraph
+from autoplan.graph.ir import Block, ModelGraph, Op
 from autoplan.graph.layout import Layout
 from autoplan.plan import SCHEDULE_NEEDS, Plan
 from autoplan.rewrite.keeping import planned_nodes
@@ -73,7 +73,13 @@ def block_code(graph: ModelGraph, block: Block, plan: Plan) -> BlockCode:
     }
     steps = planned_nodes(f"policies.{block.kind}", made, named, moves)
     inputs = tuple(node.name for node in made.nodes if node.op == "placeholder")
-    return BlockCode(forward_code(made, {op.name: op.module_path for op in block.ops}, steps), inputs)
+    paths = {op.name: op.module_path for op in block.ops if op.module_path or _is_of_model(op)}
+    return BlockCode(forward_code(made, paths, steps), inputs)
+
+
+def _is_of_model(op: Op) -> bool:
+    """False for what cutting the model put in."""
+    return not op.target.startswith(("autoplan.", "moved["))
 
 
 def free_code(graph: ModelGraph, names: list[str]) -> Code:
