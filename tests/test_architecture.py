@@ -13,7 +13,19 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "autoplan"
 
-ORDER = ("hardware", "graph", "plan", "verify", "cost", "search", "rewrite", "runtime", "emit", "report", "cli")
+ORDER = (
+    "hardware",
+    "graph",
+    "plan",
+    "verify",
+    "cost",
+    "search",
+    "rewrite",
+    "runtime",
+    "emit",
+    "report",
+    "cli",
+)
 """Packages in the order data flows; each may import those before it, and the leaves (errors, units, …)."""
 
 TOP_LEVEL = {

@@ -73,13 +73,13 @@ def block_code(graph: ModelGraph, block: Block, plan: Plan) -> BlockCode:
     }
     steps = planned_nodes(f"policies.{block.kind}", made, named, moves)
     inputs = tuple(node.name for node in made.nodes if node.op == "placeholder")
-    paths = {op.name: op.module_path for op in block.ops if op.module_path or _is_of_model(op)}
+    paths = {op.name: op.module_path for op in block.ops if op.module_path or not _put_in(op)}
     return BlockCode(forward_code(made, paths, steps), inputs)
 
 
-def _is_of_model(op: Op) -> bool:
-    """False for what cutting the model put in."""
-    return not op.target.startswith(("autoplan.", "moved["))
+def _put_in(op: Op) -> bool:
+    """True for what cutting the model put in."""
+    return op.target.startswith("autoplan.")
 
 
 def free_code(graph: ModelGraph, names: list[str]) -> Code:
