@@ -32,6 +32,7 @@ from autoplan.graph.strategy import Strategy
 from autoplan.graph.trace import trace
 from autoplan.hardware import Cluster
 from autoplan.plan import Plan, Precision, Schedule, StagePlan
+from autoplan.runtime import Program
 from autoplan.search.sequence_choice import SequenceChoice, sequence_choices
 
 SEQ, VOCAB = 16, 64
@@ -382,19 +383,30 @@ Numbers = tuple[list[float], dict[str, Tensor], dict[str, Tensor]]
 """Losses, gradients of the first step, parameters after the last."""
 
 
-def run(case: Case, steps: int = 3) -> Numbers:
-    """What ``case`` gives on this rank."""
+def program_of(case: Case, optimizer: Any = None, scramble: bool = False, **more: Any) -> Program:
+    """A program of ``case`` on this rank; with ``scramble``, of other weights than the case's."""
     model, loss = make(case.model, case.dtype)
-    plan = plan_for(_graph(case.model, case.dtype, case.micro_batch), case)
+    plan = plan_for(traced(case), case)
+    if scramble:
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.fill_(0.5)
+    batch = make_batch(case.model, case.global_batch, 0, case.dtype)
     with _traced_once(case):
-        program = autoplan.parallelize(
+        return autoplan.parallelize(
             model,
-            make_batch(case.model, case.global_batch, 0, case.dtype),
+            batch,
             loss,
-            optimizer_for(case.dtype),
+            optimizer or optimizer_for(case.dtype),
             plan=plan,
             precision=case.dtype,
+            **more,
         )
+
+
+def run(case: Case, steps: int = 3) -> Numbers:
+    """What ``case`` gives on this rank."""
+    program = program_of(case)
     losses, gradients = [], {}
     for step in range(steps):
         batch = make_batch(case.model, case.global_batch, step, case.dtype)

@@ -11,13 +11,10 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed.checkpoint as dcp
-from equality import Case, make, make_batch, optimizer_for, plan_for, reference
+from equality import Case, make, make_batch, program_of, reference
 from ranks import Ranks
 
-import autoplan
 from autoplan.errors import AutoplanError, CheckpointError
-from autoplan.graph.trace import trace
-from autoplan.plan import Precision
 from autoplan.runtime import Program
 
 SAMPLES = 4
@@ -33,22 +30,6 @@ CHAIN = [
 ALONE = CHAIN[-1]
 
 
-def _program(case: Case, scramble: bool = False, optimizer: Any = None) -> Program:
-    """A program of ``case``; with ``scramble``, of other weights than the case's."""
-    model, loss = make(case.model, case.dtype)
-    plan = plan_for(
-        trace(model, make_batch(case.model, case.micro_batch, 0), loss, Precision(case.dtype)), case
-    )
-    if scramble:
-        with torch.no_grad():
-            for parameter in model.parameters():
-                parameter.fill_(0.5)
-    batch = make_batch(case.model, case.global_batch, 0)
-    return autoplan.parallelize(
-        model, batch, loss, optimizer or optimizer_for(case.dtype), plan=plan, precision=case.dtype
-    )
-
-
 def _steps(program: Program, first: int, last: int) -> list[float]:
     assert program.plan.global_batch == SAMPLES
     batches = (make_batch("gpt", SAMPLES, step) for step in range(first, last))
@@ -57,7 +38,7 @@ def _steps(program: Program, first: int, last: int) -> list[float]:
 
 def _link(case: Case, first: int, path: str, last: str | None, async_: bool) -> list[float]:
     """Go on from the checkpoint ``last``, if any, and write ``path`` after one of two steps."""
-    program = _program(case, scramble=last is not None)
+    program = program_of(case, scramble=last is not None)
     if last is not None:
         assert program.load(last) == {"epoch": first}
         assert program.steps_done == first
@@ -81,7 +62,7 @@ def test_each_plan_goes_on_from_the_one_before(four: Ranks, two: Ranks, tmp_path
 
 def test_torch_reads_it_without_autoplan_under_the_models_names(tmp_path: Path) -> None:
     path = tmp_path / "one"
-    program = _program(ALONE)
+    program = program_of(ALONE)
     _steps(program, 0, 1)
     program.save(path)
     model, _ = make("gpt", "fp64")
@@ -93,7 +74,7 @@ def test_torch_reads_it_without_autoplan_under_the_models_names(tmp_path: Path) 
 
 def _damaged(case: Case, paths: dict[str, str]) -> dict[str, str]:
     """What loading each damaged checkpoint says; then the last good one, which must still load."""
-    program = _program(case)
+    program = program_of(case)
     messages = {}
     for name, path in paths.items():
         with pytest.raises(CheckpointError) as caught:
@@ -107,7 +88,7 @@ def test_a_damaged_or_foreign_checkpoint_is_refused_on_every_rank(two: Ranks, tm
     good = tmp_path / "good"
     names = ("truncated", "missing", "rotten", "manifest", "other", "empty")
     paths = {name: str(tmp_path / name) for name in names}
-    _program(ALONE).save(good)
+    program_of(ALONE).save(good)
     for name in ("truncated", "missing", "rotten", "manifest"):
         shutil.copytree(good, paths[name])
     data = next(Path(paths["truncated"]).glob("*.distcp"))
@@ -117,7 +98,7 @@ def test_a_damaged_or_foreign_checkpoint_is_refused_on_every_rank(two: Ranks, tm
     rotten = next(Path(paths["rotten"]).glob("*.distcp"))
     rotten.write_bytes(b"\0" * rotten.stat().st_size)
     (Path(paths["manifest"]) / "autoplan.json").write_text("{")
-    _program(Case("gpt-untied", micro_batch=2)).save(paths["other"])
+    program_of(Case("gpt-untied", micro_batch=2)).save(paths["other"])
     (tmp_path / "empty").mkdir()
     first, second = two(_damaged, Case("gpt", dp=2), paths)
     assert first == second
@@ -130,7 +111,7 @@ def test_a_damaged_or_foreign_checkpoint_is_refused_on_every_rank(two: Ranks, tm
 
 
 def _without_rights(path: str) -> str:
-    program = _program(Case("gpt", dp=2))
+    program = program_of(Case("gpt", dp=2))
     with pytest.raises(CheckpointError) as caught:
         program.save(path)
     return str(caught.value)
@@ -145,7 +126,7 @@ def test_a_save_that_fails_says_so_on_every_rank_and_keeps_what_was_there(two: R
 
 def test_a_save_cut_short_at_any_moment_leaves_the_last_good_one(tmp_path: Path) -> None:
     path = tmp_path / "last"
-    program = _program(ALONE)
+    program = program_of(ALONE)
     _steps(program, 0, 1)
     program.save(path, {"good": 1})
     (tmp_path / ".last.saving").mkdir()  # cut while it was written
@@ -158,10 +139,12 @@ def test_a_save_cut_short_at_any_moment_leaves_the_last_good_one(tmp_path: Path)
 
 
 def test_another_optimizer_is_refused_and_weights_alone_are_not(tmp_path: Path) -> None:
-    program = _program(ALONE)
+    program = program_of(ALONE)
     _steps(program, 0, 1)
     program.save(tmp_path / "adamw")
-    other = _program(ALONE, True, lambda parameters: torch.optim.SGD(parameters, lr=0.25, momentum=0.9))
+    other = program_of(
+        ALONE, lambda parameters: torch.optim.SGD(parameters, lr=0.25, momentum=0.9), scramble=True
+    )
     with pytest.raises(CheckpointError, match="the state of AdamW', expected that of SGD"):
         other.load(tmp_path / "adamw")
     other.load(tmp_path / "adamw", optimizer=False)
@@ -181,14 +164,14 @@ def _two_rates(parameters: Any) -> torch.optim.Optimizer:
 
 
 def test_hyperparameters_come_back_group_by_group(tmp_path: Path) -> None:
-    program = _program(ALONE, optimizer=_two_rates)
+    program = program_of(ALONE, optimizer=_two_rates)
     _steps(program, 0, 1)
     program.optimizer.param_groups[0]["lr"] = 0.125
     program.save(tmp_path / "last")
-    again = _program(ALONE, optimizer=_two_rates)
+    again = program_of(ALONE, optimizer=_two_rates)
     again.load(tmp_path / "last")
     assert [group["lr"] for group in again.optimizer.param_groups] == [0.125, 1e-3]
     assert [group["betas"] for group in again.optimizer.param_groups] == [(0.9, 0.999)] * 2
     with pytest.raises(AutoplanError, match="one set for each parameter group"):
-        _program(ALONE).load(tmp_path / "last")
+        program_of(ALONE).load(tmp_path / "last")
     assert json.loads((tmp_path / "last" / "autoplan.json").read_text())["step"] == 1

@@ -7,27 +7,12 @@ from typing import Any
 
 import pytest
 import torch
-from equality import Case, difference, make, make_batch, optimizer_for, plan_for
+from equality import Case, difference, make, make_batch, optimizer_for, program_of
 from ranks import Ranks
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-import autoplan
-from autoplan.graph.trace import trace
-from autoplan.plan import Precision
-from autoplan.runtime import Program
-
 MAX_NORM = 0.3
-
-
-def _program(case: Case) -> Program:
-    model, loss = make(case.model, case.dtype)
-    example = make_batch(case.model, case.micro_batch, 0)
-    plan = plan_for(trace(model, example, loss, Precision(case.dtype)), case)
-    batch = make_batch(case.model, case.global_batch, 0)
-    return autoplan.parallelize(
-        model, batch, loss, optimizer_for(case.dtype), plan=plan, precision=case.dtype
-    )
 
 
 def _clipped_by_torch(case: Case, steps: int) -> tuple[list[float], dict[str, Tensor]]:
@@ -45,7 +30,7 @@ def _clipped_by_torch(case: Case, steps: int) -> tuple[list[float], dict[str, Te
 
 
 def _clips(case: Case, direct: bool) -> None:
-    program = _program(case)
+    program = program_of(case)
     norms = []
     for step in range(2):
         share = program.shard(make_batch(case.model, case.global_batch, step))
@@ -93,7 +78,7 @@ class _Counts(TorchDispatchMode):
 
 def _sent(case: Case) -> dict[str, int]:
     """How often each collective runs in a step that is not the first."""
-    program = _program(case)
+    program = program_of(case)
     batch = program.shard(make_batch(case.model, case.global_batch, 0))
     program.step(batch)
     with _Counts() as counted:

@@ -16,21 +16,17 @@ from equality import (
     gpt_loss,
     make,
     make_batch,
-    optimizer_for,
-    plan_for,
+    program_of,
     reference,
 )
 from ranks import Ranks
 from routed_models import OddModel, Penalised
 from torch import Tensor, nn
 
-import autoplan
 from autoplan.errors import PlanError
 from autoplan.graph.expert_cut import cut_experts
 from autoplan.graph.trace import trace
-from autoplan.plan import Precision
 from autoplan.rewrite.expert_kernels import rows_back, rows_counted, rows_ended, rows_there
-from autoplan.runtime import Program
 
 COUNTS = {
     "uneven": ([[3, 0, 1, 2], [0, 4, 1, 1]], 0),
@@ -109,20 +105,6 @@ def test_a_rank_has_its_own_experts_and_all_rows() -> None:
     assert sum(op.target == "autoplan.back" for op in local.ops) == 1
 
 
-def _program(case: Case, scramble: bool = False) -> Program:
-    model, loss = make(case.model, case.dtype)
-    example = make_batch(case.model, case.micro_batch, 0)
-    plan = plan_for(trace(model, example, loss, Precision(case.dtype)), case)
-    if scramble:
-        with torch.no_grad():
-            for parameter in model.parameters():
-                parameter.fill_(0.5)
-    batch = make_batch(case.model, case.global_batch, 0)
-    return autoplan.parallelize(
-        model, batch, loss, optimizer_for(case.dtype), plan=plan, precision=case.dtype
-    )
-
-
 CHAIN = [
     Case("moe", fsdp=4, ep=2, zero=3, num_micro_batches=1),
     Case("moe", dp=2, ep=2, tp=2, seed=2),
@@ -132,7 +114,7 @@ CHAIN = [
 
 
 def _link(case: Case, first: int, path: str, last: str | None) -> float:
-    program = _program(case, scramble=last is not None)
+    program = program_of(case, scramble=last is not None)
     if last is not None:
         program.load(last)
     loss = program.step(program.shard(make_batch("moe", 4, first))).item()
@@ -154,7 +136,7 @@ def test_a_checkpoint_goes_on_under_another_number_of_expert_ranks(
 
 
 def _clips(case: Case, limit: float) -> None:
-    program = _program(case)
+    program = program_of(case)
     program.step(program.shard(make_batch(case.model, case.global_batch, 0)), max_grad_norm=limit)
     model, loss = make(case.model, case.dtype)
     batch = make_batch(case.model, case.global_batch, 0)

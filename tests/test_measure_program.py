@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
 import torch
-from equality import Case, make, make_batch, optimizer_for, plan_for
+from equality import Case, make_batch, program_of
 
-import autoplan
 from autoplan.errors import InputError
-from autoplan.graph.trace import trace
 from autoplan.hardware import Cluster
 from autoplan.hardware.calibrate import calibrated
 from autoplan.hardware.measurement import Measurement
-from autoplan.plan import Precision
 from autoplan.runtime.live_bytes import LiveBytes
 from autoplan.runtime.timeline import Timeline
 
@@ -29,27 +26,11 @@ CASES = [
 ]
 
 
-def program_of(case: Case) -> tuple[Any, Any]:
-    model, loss = make(case.model, case.dtype)
-    graph = trace(model, make_batch(case.model, case.micro_batch, 0), loss, Precision(case.dtype))
-    batch = make_batch(case.model, case.global_batch, 0)
-    program = autoplan.parallelize(
-        model,
-        batch,
-        loss,
-        optimizer_for(case.dtype),
-        "cpu-gloo-4",
-        plan_for(graph, case),
-        precision=case.dtype,
-    )
-    return program, program.shard(batch)
-
-
 def measured_and_not(case: Case) -> tuple[Measurement, bool]:
     """A measurement, and whether its steps left what as many plain ones leave, to the last bit."""
-    program, batch = program_of(case)
+    program, plain = (program_of(case, cluster="cpu-gloo-4") for _ in range(2))
+    batch = program.shard(make_batch(case.model, case.global_batch, 0))
     found = program.measure(batch, steps=2)
-    plain, _ = program_of(case)
     for _ in range(4):
         plain.step(batch)
     mine, others = program.full_state_dict(), plain.full_state_dict()
@@ -93,7 +74,8 @@ def _on_profile(found: Measurement) -> Measurement:
 
 
 def test_alone_and_refused() -> None:
-    program, batch = program_of(Case(dtype="fp32", num_micro_batches=2))
+    program = program_of(Case(dtype="fp32", num_micro_batches=2), cluster="cpu-gloo-4")
+    batch = program.shard(make_batch("gpt", 2, 0))
     with pytest.raises(InputError, match="steps"):
         program.measure(batch, steps=0)
     found = program.measure(batch, steps=1, cluster=Cluster.of("cpu-gloo-4", gpus=1))

@@ -6,15 +6,12 @@ from collections import Counter
 from typing import Any
 
 import pytest
-from equality import Case, make, make_batch, optimizer_for, plan_for
+from equality import Case, make_batch, program_of, traced
 from ranks import Ranks
 from torch.utils._python_dispatch import TorchDispatchMode
 
-import autoplan
 from autoplan.graph.cut import cut_graph
 from autoplan.graph.layout import Layout
-from autoplan.graph.trace import trace
-from autoplan.plan import Precision
 
 _KINDS = {
     "all_gather_into_tensor": "all_gather",
@@ -42,13 +39,8 @@ class _Bytes(TorchDispatchMode):
 
 def _sent(case: Case) -> tuple[dict[str, int], dict[str, int]]:
     """(bytes that a step sends, bytes that are charged) by kind of collective."""
-    model, loss = make(case.model, case.dtype)
-    graph = trace(model, make_batch(case.model, case.micro_batch, 0), loss, Precision(case.dtype))
-    plan = plan_for(graph, case)
-    batch = make_batch(case.model, case.global_batch, 0)
-    program = autoplan.parallelize(
-        model, batch, loss, optimizer_for(case.dtype), plan=plan, precision=case.dtype
-    )
+    program, graph = program_of(case), traced(case)
+    plan, batch = program.plan, make_batch(case.model, case.global_batch, 0)
     with _Bytes() as counted:
         program.step(program.shard(batch))
     local = cut_graph(graph, plan.cp_layouts, Layout.parse(plan.cp_boundary), plan.cp, plan.cp_order)
