@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import functools
+import itertools
+import math
 import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import msgspec
@@ -191,11 +194,41 @@ def test_more_nodes_are_a_cure() -> None:
     assert best(find(toy_cluster(nodes=int(cure.value), memory=2.75e9), batch=128))
 
 
-def test_a_time_limit_still_gives_a_plan() -> None:
-    result = find(time_limit_s=0.0, gap=0.0)
-    assert result.plan is not None
-    assert result.bound_s <= step_s(result)
-    assert result.status is Status.LIMIT or result.gap < 1e-6
+@pytest.mark.parametrize("limit_s", [0, 1, 10, 100, 1000])
+def test_a_time_limit_holds_in_every_phase(limit_s: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By a clock that goes on by a second whenever it is looked at: while meshes are bounded, before the first plan,
+    and after it."""
+    fastest_s = step_s(find(gap=0.0))
+    clock = itertools.count()
+    ticking = SimpleNamespace(monotonic=lambda: next(clock))
+    for module in ("branch_and_bound", "outer", "infeasible"):
+        monkeypatch.setattr(f"autoplan.search.{module}.time", ticking)
+    result = find(time_limit_s=limit_s, gap=0.0)
+    assert next(clock) <= limit_s + 4
+    assert result.bound_s <= fastest_s * (1 + 1e-9)
+    if result.plan is not None:
+        assert fastest_s * (1 - 1e-9) <= step_s(result)
+        assert result.status is (Status.LIMIT if result.gap > 1e-6 else Status.OPTIMAL)
+    else:
+        assert limit_s < 1000
+        assert (result.status, result.gap) == (Status.LIMIT, math.inf)
+        assert "none of" in result.conflict and result.cures[0].option == "--time-limit"
+
+
+def test_a_time_limit_holds_while_cures_are_sought(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Bounding finds that nothing fits; by then there is time for a message, and no more."""
+    asked: dict[str, Any] = {"batch": 128, "pin": {"pp": 2}, "cluster": toy_cluster(nodes=2, memory=2.75e9)}
+    assert [cure.option for cure in find(**asked).cures] == ["--nodes"]
+    clock = itertools.count()
+    ticking = SimpleNamespace(monotonic=lambda: min(next(clock), 1))
+    for module in ("branch_and_bound", "outer", "infeasible"):
+        monkeypatch.setattr(f"autoplan.search.{module}.time", ticking)
+    found = find(**asked, time_limit_s=1)
+    assert found.status is Status.INFEASIBLE and found.cures
+    monkeypatch.setattr("autoplan.search.infeasible.time", SimpleNamespace(monotonic=lambda: 9.0))
+    late = find(**asked, time_limit_s=1)
+    assert late.status is Status.INFEASIBLE and late.conflict == found.conflict
+    assert [cure.option for cure in late.cures] == ["--cluster"] and not late.conflicting
 
 
 def test_progress_is_told_in_sentences() -> None:

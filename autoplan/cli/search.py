@@ -41,7 +41,8 @@ examples:
   autoplan search llama3-8b --cluster h100-sxm --nodes 8 --global-batch 512 --tokens 1e12 --objective energy --max-days 60
   autoplan search my_models.py:make --cluster cluster.toml --global-batch 64 --tp 2 --no-recompute --json
 
-exit status: 0 a plan was found; 2 an input is wrong; 3 nothing fits (the message says what would)
+exit status: 0 a plan was found; 2 an input is wrong; 3 nothing fits (the message says what would), or
+nothing was found within --time-limit
 """
 
 
@@ -82,7 +83,7 @@ def _add_search(parser: argparse.ArgumentParser) -> None:
         "--time-limit",
         metavar="SECONDS",
         type=seconds("--time-limit"),
-        help="stop then, with the best plan so far and its bound (default: none)",
+        help="stop then, with the best plan so far and its bound; the check of that plan comes after (default: none)",
     )
 
 
@@ -214,7 +215,8 @@ def _tell_conflict(args: argparse.Namespace, result: SearchResult) -> int:
     error = no_plan_error(result)
     if args.json:
         _print_json({**result.to_json(), **error.to_json()})
-    line = f"no plan fits: {result.conflict.rstrip('.')}; {error.remedy}"
+    late = result.status.value == "limit"
+    line = f"no plan {'yet' if late else 'fits'}: {result.conflict.rstrip('.')}; {error.remedy}"
     print(f"autoplan: error: {' '.join(line.split())}", file=sys.stderr)
     return error.exit_status
 

@@ -3,6 +3,8 @@
 A candidate (degrees, state sharding, micro-batch) waits in a queue under a lower bound of its step time.
 The one with the least is taken out and looked at more closely:
 
+    MESH     whatever the data axes share: one entry for each        microseconds
+             dp, fsdp and ZeRO stage
     FAMILY   whatever the schedule: one entry for each schedule      microseconds
              and number of stages a rank
     ROUGH    closed form over the whole chain                        microseconds
@@ -48,6 +50,7 @@ _STAGINGS = 24  # of one candidate and choice of layouts that are priced at most
 class _Level(IntEnum):
     """How closely a candidate has been looked at."""
 
+    MESH = -2
     FAMILY = -1
     ROUGH = 0
     CHAIN = 1
@@ -77,7 +80,7 @@ class BranchAndBound:
 
     Args:
         gap: stop once the best plan is proven to be within this share of the optimum.
-        stop_at: a time of ``time.monotonic`` at which to stop whatever is left.
+        stop_at: a time of ``time.monotonic`` at which to stop whatever is left, a plan found or not.
         most_looks: stop after so many looks at candidates, if a plan has been found.
         found: the plans that were priced, the fastest first once ``run`` has returned.
         pruned: candidates that were never priced: infeasible, or too slow to matter.
@@ -104,18 +107,17 @@ class BranchAndBound:
 
     def run(self) -> None:
         """Search until the gap is closed, the queue is empty, or time runs out."""
-        for degrees in self.space.candidates:
-            bound_s = self.space.first_bound_s(degrees)
-            if bound_s < math.inf:
-                self._queue.append(self._entry(bound_s, _Level.ROUGH, degrees))
-                if self.space.stands_for(degrees):
-                    bound_s = self.space.first_bound_s(degrees, any_schedule=True)
-                    self._queue.append(self._entry(bound_s, _Level.FAMILY, degrees))
-        self._queue = [entry for entry in self._queue if entry.least < math.inf]
+        for degrees in self.space.meshes:
+            if self._out_of_time():
+                self._queue.append(_Entry(0.0, -_Level.MESH, degrees))
+                break  # a bound of nothing is one of all that is left
+            entry = self._entry(self.space.mesh_bound_s(degrees), _Level.MESH, degrees)
+            if entry.least < math.inf:
+                self._queue.append(entry)
         heapq.heapify(self._queue)
         looks = 0
         while self._queue and self._queue[0].least < self._best * (1 - self.gap):
-            if self.found and (looks > self.most_looks or time.monotonic() > self.stop_at):
+            if (self.found and looks > self.most_looks) or self._out_of_time():
                 break
             self._step()
             looks += 1
@@ -123,6 +125,11 @@ class BranchAndBound:
         self.bound_s = min((entry.bound_s for entry in self._queue), default=math.inf)
         self.bound_s = min(self.bound_s, self._least_solved_s)
         self._close()
+
+    @property
+    def open(self) -> bool:
+        """True if something that may hold a plan was not looked at to the end."""
+        return bool(self._queue)
 
     def more(self, wanted: int) -> None:
         """Price on until plans with ``wanted`` distinct degrees are known.
@@ -137,9 +144,9 @@ class BranchAndBound:
         queue = list(self._queue)
         seen = {mesh_of(candidate.plan) for candidate in self.found}
         looks = 0
-        while queue and looks < _EXTRA and len(seen) < wanted and time.monotonic() < self.stop_at:
+        while queue and looks < _EXTRA and len(seen) < wanted and not self._out_of_time():
             entry = heapq.heappop(queue)
-            if mesh_of(entry.degrees) in seen:
+            if entry.level is not _Level.MESH and mesh_of(entry.degrees) in seen:
                 continue
             looks += 1
             if self._is_last(entry):
@@ -153,6 +160,9 @@ class BranchAndBound:
     def _close(self) -> None:
         self.found.sort(key=lambda c: (self.goal.value(c.estimate), Degrees.of(c.plan), c.plan.boundary))
         self.pruned = self.space.count - len(self._priced)
+
+    def _out_of_time(self) -> bool:
+        return time.monotonic() > self.stop_at
 
     def _step(self) -> None:
         entry = heapq.heappop(self._queue)
@@ -171,7 +181,16 @@ class BranchAndBound:
         """What becomes of a candidate that is looked at one level more closely."""
         degrees, space = entry.degrees, self.space
         closer: list[_Entry] = []
-        if entry.level is _Level.FAMILY:
+        if entry.level is _Level.MESH:
+            for shared in space.meshes[degrees]:
+                bound_s = max(entry.bound_s, space.first_bound_s(shared))
+                if bound_s == math.inf:
+                    continue
+                closer.append(self._entry(bound_s, _Level.ROUGH, shared))
+                if space.stands_for(shared):
+                    bound_s = max(entry.bound_s, space.first_bound_s(shared, any_schedule=True))
+                    closer.append(self._entry(bound_s, _Level.FAMILY, shared))
+        elif entry.level is _Level.FAMILY:
             if (bound_s := space.work_bound_s(degrees)) > entry.bound_s:
                 return [
                     found for found in [self._entry(bound_s, entry.level, degrees)] if found.least < math.inf
@@ -200,7 +219,7 @@ class BranchAndBound:
         busy_s = 0.0
         if self.goal.objective is Objective.ENERGY:
             chosen = self.space.choices(degrees)[choice] if level >= _Level.LAYOUT else None
-            busy_s = self.space.least_busy_s(degrees, chosen)
+            busy_s = self.space.least_busy_s(degrees, chosen, passes_alone=level is _Level.MESH)
         return self.goal.bound(bound_s, busy_s)
 
     def _price(self, entry: _Entry) -> None:

@@ -7,6 +7,7 @@ in memory; time plays no part.
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from itertools import pairwise
@@ -55,14 +56,17 @@ class _Decision:
 
 
 def explain(
-    space: Space, pin: Mapping[str, Any], forbid: Iterable[tuple[str, Any]] = ()
+    space: Space,
+    pin: Mapping[str, Any],
+    forbid: Iterable[tuple[str, Any]] = (),
+    stop_at: float = math.inf,
 ) -> tuple[str, tuple[Cure, ...], tuple[str, ...]]:
     """The conflict in a sentence; the cures that were found, decisions to release before nodes to add, each with
     the step time of a plan under it; and the decisions that conflict: without any one of them a plan fits. They are
-    none if no plan fits even without them."""
+    none if no plan fits even without them. At ``stop_at``, a time of ``time.monotonic``, what was found must do."""
     decisions = [_Decision(name, value, True) for name, value in pin.items()]
     decisions += [_Decision(name, value, False) for name, value in forbid]
-    core = _conflicting(space, decisions)
+    core = _conflicting(space, decisions, stop_at)
     needed = min(_needed_bytes(space, degrees) for degrees in _frugal(space))
     held = f" with {', '.join(map(str, core or decisions))}" if decisions else ""
     device = space.cluster.device
@@ -70,30 +74,36 @@ def explain(
         f"the most frugal plan of {space.chain.name}{held} on {space.cluster.world_size} ranks needs "
         f"{bytes_binary(needed)} on the worst of them, and {device.name} leaves {bytes_binary(limit_bytes(device))} to a plan"
     )
-    cures = tuple(_cures(space, decisions, core))
+    cures = tuple(_cures(space, decisions, core, stop_at))
     if not cures:
         text = f"use devices with at least {bytes_binary(needed)} of memory"
         cures = (Cure("--cluster", bytes_binary(needed), text),)
     return conflict, cures, tuple(map(str, core))
 
 
-def _conflicting(space: Space, decisions: Sequence[_Decision]) -> list[_Decision]:
+def _conflicting(space: Space, decisions: Sequence[_Decision], stop_at: float) -> list[_Decision]:
     """A set of decisions that nothing fits with, while something fits without any one of them; empty if nothing
-    fits without all of them."""
-    if not decisions or not _fitting(_changed(space, space.cluster, ())):
+    fits without all of them, or time does not do to tell."""
+    if not decisions or time.monotonic() > stop_at or not _fitting(_changed(space, space.cluster, ())):
         return []
     core = list(decisions)
     for decision in decisions:
+        if time.monotonic() > stop_at:
+            return []
         rest = [other for other in core if other != decision]
         if not _fitting(_changed(space, space.cluster, rest)):
             core = rest
     return core
 
 
-def _cures(space: Space, decisions: Sequence[_Decision], core: Sequence[_Decision]) -> Iterator[Cure]:
+def _cures(
+    space: Space, decisions: Sequence[_Decision], core: Sequence[_Decision], stop_at: float
+) -> Iterator[Cure]:
     for freed in core:
+        if time.monotonic() > stop_at:
+            return
         changed = _changed(space, space.cluster, [d for d in decisions if d != freed])
-        if found := _cheapest(changed):
+        if found := _cheapest(changed, stop_at):
             if freed.pinned and freed.name in _DEGREES:
                 value = str(getattr(found.plan, freed.name))
                 text = f"leave {freed.option} to the search: {freed.name}={value} fits"
@@ -101,9 +111,9 @@ def _cures(space: Space, decisions: Sequence[_Decision], core: Sequence[_Decisio
                 value, text = "", f"release {freed.option}: {_summary(found)} fits"
             yield _priced(Cure(freed.option, value, text), found)
     multiple = 2
-    while multiple <= _LARGEST:
+    while multiple <= _LARGEST and time.monotonic() <= stop_at:
         nodes = space.cluster.nodes * multiple
-        if found := _cheapest(_enlarged(space, nodes, decisions)):
+        if found := _cheapest(_enlarged(space, nodes, decisions), stop_at):
             text = f"use {nodes} nodes ({found.plan.world_size} ranks): {_summary(found)} fits"
             yield _priced(Cure("--nodes", str(nodes), text), found)
             return
@@ -115,11 +125,11 @@ def _priced(cure: Cure, found: Candidate) -> Cure:
     return replace(cure, text=f"{cure.text}, {seconds(step_s)} a step", step_s=step_s)
 
 
-def _cheapest(space: Space | None) -> Candidate | None:
+def _cheapest(space: Space | None, stop_at: float) -> Candidate | None:
     """The fastest plan that a short search finds, if one fits."""
     if space is None or not (fitting := _fitting(space)):
         return None
-    tree = BranchAndBound(space, gap=0.02, most_looks=_LOOKS)
+    tree = BranchAndBound(space, gap=0.02, stop_at=stop_at, most_looks=_LOOKS)
     tree.run()
     return min((fitting, *tree.found), key=lambda candidate: candidate.estimate.step_time_s)
 

@@ -58,7 +58,8 @@ def search(
             ``search.rules``).
         forbid: pairs of a decision, named likewise, and a value that it must not have.
         gap: stop once no plan can be faster by more than this share.
-        time_limit_s: stop then, if a plan has been found, with what bound there is.
+        time_limit_s: stop then with what bound there is, and with the best plan found, if there is one; a trace, and
+            the check of that plan, still come to their ends.
         progress: told in a sentence how far the search has come.
         top: plans to return, the best included.
         cures: if nothing fits, say what would mend it.
@@ -85,6 +86,8 @@ def search(
         space = Space(graphs, job, cluster, pins, strategies_of, layouts_of)
         tree = BranchAndBound(space, gap, stop_at, progress, goal=goal)
         tree.run()
+        if not tree.found and tree.open:
+            return _out_of_time(tree, time.monotonic() - started, time_limit_s or 0.0)
         if not tree.found:
             found = _result(tree, Status.INFEASIBLE, time.monotonic() - started)
             if goal.limited:
@@ -92,9 +95,11 @@ def search(
                 free.run()
                 if free.found:
                     return _beyond_limits(found, free, goal)
+                if free.open:
+                    return replace(found, conflict="no plan is within the limits of the run")
             if not cures:
                 return found
-            conflict, mended, core = explain(space, pin or {}, forbid)
+            conflict, mended, core = explain(space, pin or {}, forbid, stop_at)
             return replace(found, conflict=conflict, cures=mended, conflicting=core)
         tree.more(top)
         best = tree.found[0].plan.micro_batch
@@ -148,6 +153,16 @@ def _beyond_limits(found: SearchResult, free: BranchAndBound, goal: Goal) -> Sea
             )
             cures.append(Cure(option, f"{step_s * each:.4g}", f"allow {option} {step_s * each:.4g}", step_s))
     return replace(found, conflict="; ".join(conflict), cures=tuple(cures))
+
+
+def _out_of_time(tree: BranchAndBound, seconds: float, limit_s: float) -> SearchResult:
+    """No plan yet; the bound holds all the same."""
+    conflict = f"none of {tree.space.count:,} candidates was priced within {limit_s:.4g} s"
+    cure = Cure(
+        "--time-limit", "", "allow the search more time, or hold some decisions fixed, such as --tp and --pp"
+    )
+    found = _result(tree, Status.LIMIT, seconds)
+    return replace(found, gap=math.inf, bound_s=tree.bound_s, conflict=conflict, cures=(cure,))
 
 
 def _leaders(found: Sequence[Candidate], top: int) -> tuple[Candidate, ...]:

@@ -50,8 +50,9 @@ class SearchResult:
     """The best plan of the stated space.
 
     ``bound_s``: no plan of the space has a modelled step time below it. ``gap``: no plan has less of ``objective``
-    (time, cost, energy) by more than this share of what it has; for time it is ``step_time / bound_s - 1``. ``best`` is None when the status is infeasible; then ``conflict`` says
-    what cannot be met together, ``conflicting`` names the decisions of the caller's that are to blame (all of
+    (time, cost, energy) by more than this share of what it has; for time it is ``step_time / bound_s - 1``. ``best`` is None when the
+    status is infeasible, or a limit was reached before the first plan; then ``conflict`` says what cannot be met
+    together, ``conflicting`` names the decisions of the caller's that are to blame (all of
     them together, none of them spare), and ``cures`` what would mend it, the smallest change first. ``unruled`` lists the
     ops that no plan can cut, because nobody said how. ``assumptions`` are sentences about what the price rests
     on beside the cost model: how evenly a model's routed experts are loaded. ``checked`` says what an independent

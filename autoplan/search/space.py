@@ -6,6 +6,7 @@ import hashlib
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -120,6 +121,15 @@ class Space:
         """The space of the same model and job on another cluster or under other pins."""
         return Space(self._graphs, self.job, cluster, pins, *self._known_ways)
 
+    @cached_property
+    def meshes(self) -> dict[Degrees, list[Degrees]]:
+        """The candidates, those together that differ only in what data ranks share; under the first of them."""
+        found: dict[tuple[object, ...], list[Degrees]] = {}
+        for degrees in self.candidates:
+            key = degrees.pp, *_layouts_key(degrees), degrees.schedule, degrees.vpp
+            found.setdefault(key, []).append(degrees)
+        return {alike[0]: alike for alike in found.values()}
+
     @property
     def repeats(self) -> frozenset[int]:
         """Positions in the chain of the units that may be recomputed."""
@@ -193,6 +203,11 @@ class Space:
         traced = all(block.graph is not None for block in self.chain.kinds.values())
         return traced and cuts_sequence(self.chain, cp)
 
+    def mesh_bound_s(self, degrees: Degrees) -> float:
+        """What the mean rank computes and waits for on its tp, cp and ep axes, whatever the schedule, and however data
+        ranks share state and batch."""
+        return degrees.num_micro_batches * self._sum(degrees).chain.times.total_s / degrees.pp
+
     def first_bound_s(self, degrees: Degrees, any_schedule: bool = False) -> float:
         """A bound that costs microseconds; infinite if the state and what must be kept do not fit.
 
@@ -218,8 +233,11 @@ class Space:
             return max(own_s, self._scheduled.bound_s(degrees, self._least_costs(degrees)))
         return pipeline_bound_s(*passes, degrees.pp, degrees.num_micro_batches)
 
-    def least_busy_s(self, degrees: Degrees, choice: LayoutChoice | None = None) -> float:
-        """How long of a step the mean rank computes at least, with the layouts of ``choice`` or with any."""
+    def least_busy_s(
+        self, degrees: Degrees, choice: LayoutChoice | None = None, passes_alone: bool = False
+    ) -> float:
+        """How long of a step the mean rank computes at least, with the layouts of ``choice`` or with any;
+        ``passes_alone``: however data ranks share state, so without the optimizer's step."""
         known = self.knows(degrees)
         key = *_layouts_key(degrees), known, None if choice is None else id(choice)
         if key not in self._work:
@@ -233,8 +251,11 @@ class Space:
             trainable = max(sum(unit.trainable for unit in units) - sum(copies), 0.0)
             self._work[key] = times_s, trainable, max(unit.trainable for unit in units)
         times_s, trainable, largest = self._work[key]
+        passes_s = degrees.num_micro_batches * times_s / degrees.pp
+        if passes_alone:
+            return passes_s
         element_s = least_optimizer_s((largest, trainable), degrees, self.job, self.cluster)
-        return (degrees.num_micro_batches * times_s + element_s * trainable) / degrees.pp
+        return passes_s + element_s * trainable / degrees.pp
 
     def work_bound_s(self, degrees: Degrees) -> float:
         """A bound for any schedule that uses the layouts where they are known already."""

@@ -20,6 +20,7 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -40,19 +41,17 @@ def staging_bound_s(question: StagingQuestion) -> float:
     """No staging of ``question`` is faster; infinite if none fits in memory."""
     chain = _Chain.of(question.runs)
     least = _closed_form(question)
-    if chain is None:
-        return least
-    tables = [_Stage.of(question, chain, s) for s in range(question.stages)]
-    if not _holds(question, chain, tables, np.inf):
+    holds = _Unequal.of(question).holds if chain is None else _Equal.of(question, chain).holds
+    if not holds(np.inf):
         return np.inf
-    if _holds(question, chain, tables, least):
+    if holds(least):
         return least
     low, high = least, 2 * least
-    while not _holds(question, chain, tables, high):
+    while not holds(high):
         low, high = high, 2 * high
     for _ in range(_ROUNDS):
         middle = (low + high) / 2
-        low, high = (low, middle) if _holds(question, chain, tables, middle) else (middle, high)
+        low, high = (low, middle) if holds(middle) else (middle, high)
     return low
 
 
@@ -67,9 +66,40 @@ class _Chain:
     @classmethod
     def of(cls, runs: Sequence[Run]) -> _Chain | None:
         rest = list(runs)
-        before = rest.pop(0) if len(rest) > 1 and rest[0].count == 1 else None
-        after = rest.pop() if len(rest) > 1 and rest[-1].count == 1 else None
+        before = rest.pop(0) if len(rest) > 1 and _fixed(rest[0]) else None
+        after = rest.pop() if len(rest) > 1 and _fixed(rest[-1]) else None
         return cls(before, rest[0], after) if len(rest) == 1 else None
+
+
+def _fixed(run: Run) -> bool:
+    """True of a unit that is alone of its kind, and never runs again."""
+    return run.count == 1 and not run.repeats
+
+
+@dataclass(frozen=True, slots=True)
+class _Equal:
+    """The stages of a chain of equal units."""
+
+    question: StagingQuestion
+    chain: _Chain
+    stages: Sequence[_Stage]
+
+    @classmethod
+    def of(cls, q: StagingQuestion, chain: _Chain) -> _Equal:
+        return cls(q, chain, [_Stage.of(q, chain, s) for s in range(q.stages)])
+
+    def holds(self, z: float) -> bool:
+        """False if no staging takes ``z`` seconds or less."""
+        left, unit_s = self.chain.units.count, _least_s(self.question, self.chain.units)
+        for s in range(self.question.stages - 1, -1, -1):
+            stage = self.stages[s]
+            cap = bisect_right(stage.free, z) if z < np.inf else int(np.isfinite(stage.free).sum())
+            if s and z < np.inf:
+                cap = min(cap, bisect_right(stage.after_units, z - unit_s * left))
+            if cap == 0:
+                return False
+            left -= min(cap - 1, left)
+        return left == 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,41 +115,19 @@ class _Stage:
         fixed += [chain.after] if s == q.stages - 1 and chain.after else []
         n = np.arange(chain.units.count + 1, dtype=float)
         again = _again_s(q, chain.units, fixed, n, s)
-        forward, backward, head, last = _passes(q, chain.units, fixed, n, again)
-        m, w = q.micro_batches, in_flight(s, q.stages, q.micro_batches)
+        figures = n[:, None] * _figures(chain.units) + sum(map(_figures, fixed))
         way = 2 * s * q.send_s + (_least_s(q, chain.before) if s and chain.before else 0.0)
-        trips = _chain_s(q) + 2 * (q.stages - 1) * q.send_s
-        own = m * forward + (m - 1) * backward + last + (head if s == 0 else 0.0)
-        free = np.maximum(own, trips + (m - 1) * backward + (m - w) * forward)
-        free = np.maximum(free, m * (forward + backward) + way)
-        if s == 0 and m > q.stages > 1:
-            for b in (1, (m - 1) // q.stages):
-                free = np.maximum(free, (b + 1) * trips + (m - 1 - b * q.stages) * (forward + backward))
-        work = m * (forward + backward) + way - _least_s(q, chain.units) * n
+        free, both = _least_z(q, figures.T, again, s)
+        free = np.maximum(free, both + way)
+        work = both + way - _least_s(q, chain.units) * n
         never = np.isnan(again)
         return cls(list(np.where(never, np.inf, free)), list(np.where(never, np.inf, work)))
-
-
-def _holds(q: StagingQuestion, chain: _Chain, stages: Sequence[_Stage], z: float) -> bool:
-    """False if no staging takes ``z`` seconds or less."""
-    left, unit_s = chain.units.count, _least_s(q, chain.units)
-    for s in range(q.stages - 1, -1, -1):
-        cap = bisect_right(stages[s].free, z) if z < np.inf else int(np.isfinite(stages[s].free).sum())
-        if s and z < np.inf:
-            cap = min(cap, bisect_right(stages[s].after_units, z - unit_s * left))
-        if cap == 0:
-            return False
-        left -= min(cap - 1, left)
-    return left == 0
 
 
 def _again_s(q: StagingQuestion, unit: Run, fixed: Sequence[Run], n: Any, s: int) -> Any:
     """Seconds that n units spend at least on making again what memory does not hold; NaN where it never fits."""
     cost, held = unit.cost, in_flight(s, q.stages, q.micro_batches)
-    room = (q.limit_bytes - q.reserve_bytes) / (1 + ALLOCATOR_SLACK) - largest_bytes(q, s)
-    room -= sum(run.state_bytes + held * run.cost.saved_bytes for run in fixed)
-    room -= held * q.sent_bytes if s + 1 < q.stages else 0.0
-    room = room + 1e-6 * q.limit_bytes
+    room = _room(q, s) - sum(run.state_bytes + held * run.cost.saved_bytes for run in fixed)
     each = np.maximum(n, 1.0)
     left = (room - n * unit.state_bytes) / (held * each)  # for what a unit keeps
     forced = _forced(q, unit)
@@ -134,6 +142,13 @@ def _again_s(q: StagingQuestion, unit: Run, fixed: Sequence[Run], n: Any, s: int
     return np.where((left >= kept[0]) | ((n == 0) & (room >= 0)), again, np.nan)
 
 
+def _room(q: StagingQuestion, s: int) -> float:
+    """Bytes of a device for the state of stage s and for what its units keep."""
+    held = in_flight(s, q.stages, q.micro_batches)
+    room = (q.limit_bytes - q.reserve_bytes) / (1 + ALLOCATOR_SLACK) - largest_bytes(q, s)
+    return room - (held * q.sent_bytes if s + 1 < q.stages else 0.0) + 1e-6 * q.limit_bytes
+
+
 def _forced(q: StagingQuestion, unit: Run) -> Keep | None:
     """The one way that a unit may go, if the question leaves it no choice."""
     if not unit.repeats or q.recompute == NONE:
@@ -144,31 +159,37 @@ def _forced(q: StagingQuestion, unit: Run) -> Keep | None:
     return unit.cost.keep(q.recompute)
 
 
-def _passes(
-    q: StagingQuestion, unit: Run, fixed: Sequence[Run], n: Any, again: Any
-) -> tuple[Any, Any, Any, Any]:
-    """F, B, head and L of a stage for each n. All of ``again`` counts as computing, which hides the most."""
-    t, traffic = unit.cost.times, unit.traffic
-    forward, backward, optimizer = n * t.forward_s, n * t.backward_s, n * unit.optimizer_s
-    comm_f, comm_b = n * t.forward_comm_s, n * t.backward_comm_s
+def _figures(run: Run) -> Any:
+    """Of one unit: computing and waiting forward and backward, four kinds of traffic, the optimizer; shape (9,)."""
+    t, sent = run.cost.times, _sent(run.traffic)
+    return np.array(
+        (t.forward_s, t.forward_comm_s, t.backward_s, t.backward_comm_s, *sent, run.optimizer_s), dtype=float
+    )
+
+
+def _least_z(q: StagingQuestion, figures: Any, again: Any, s: int) -> tuple[Any, Any]:
+    """The least z at which stage s can have units whose ``_figures`` add up so (the first dim; arrays of any one shape
+    beyond) and that make again for ``again`` seconds, the way to it left out; and m (F + B).
+
+    All of ``again`` counts as computing, which hides the most.
+    """
+    forward, comm_f, backward, comm_b, way, back, before, tail, optimizer = figures
     window = backward + again
-    sums = [n * value for value in _sent(traffic)]
-    for run in fixed:
-        times = run.cost.times
-        forward, window = forward + times.forward_s, window + times.backward_s
-        comm_f, comm_b = comm_f + times.forward_comm_s, comm_b + times.backward_comm_s
-        optimizer = optimizer + run.optimizer_s
-        sums = [total + value for total, value in zip(sums, _sent(run.traffic), strict=True)]
 
     def exposed(comm: Any, beside: Any) -> Any:
         return np.maximum((1 - q.overlap) * comm, comm - beside)
 
-    return (
-        forward + comm_f + exposed(sums[0], forward),
-        window + comm_b + exposed(sums[1], window),
-        exposed(sums[2], forward),
-        window + comm_b + optimizer + exposed(sums[1] + sums[3], window),
-    )
+    each_f = forward + comm_f + exposed(way, forward)
+    each_b = window + comm_b + exposed(back, window)
+    last = window + comm_b + optimizer + exposed(back + tail, window)
+    m, w = q.micro_batches, in_flight(s, q.stages, q.micro_batches)
+    trips = _chain_s(q) + 2 * (q.stages - 1) * q.send_s
+    own = m * each_f + (m - 1) * each_b + last + (exposed(before, forward) if s == 0 else 0.0)
+    free = np.maximum(own, trips + (m - 1) * each_b + (m - w) * each_f)
+    if s == 0 and m > q.stages > 1:
+        for b in (1, (m - 1) // q.stages):
+            free = np.maximum(free, (b + 1) * trips + (m - 1 - b * q.stages) * (each_f + each_b))
+    return free, m * (each_f + each_b)
 
 
 def _sent(traffic: StateTraffic) -> tuple[float, float, float, float]:
@@ -195,3 +216,102 @@ def _closed_form(q: StagingQuestion) -> float:
         backward += run.count * (times.backward_s + times.backward_comm_s + hidden * sent[1])
         tail += run.count * (run.optimizer_s + hidden * sent[3])
     return pipeline_bound_s(forward, backward, tail, q.stages, q.micro_batches)
+
+
+@dataclass(frozen=True, slots=True)
+class _Unequal:
+    """The stages of any chain; of stage s, ``tables[s][b, a]`` is the least z at which it holds the units from a to
+    b, which grows with b and falls with a.
+
+    So z lets each stage, from the last to the first, begin at some unit at the earliest, and the first must reach
+    the beginning.
+    """
+
+    tables: Sequence[Any]
+
+    @classmethod
+    def of(cls, q: StagingQuestion) -> _Unequal:
+        units = [run for run in q.runs for _ in range(run.count)]
+        figures = _between(np.array([_figures(run) for run in units]).T)
+        ways = [_least_s(q, run) for run in units]
+        before = np.concatenate(((0.0,), np.cumsum(ways)))
+        never = np.triu(np.ones((len(before), len(before)), dtype=bool), 1)  # a after b
+        memory = _Memory.of(q, units)
+        tables = []
+        for s in range(q.stages):
+            again = memory.again_s(q, s)
+            free, both = _least_z(q, figures, np.maximum(again, 0.0), s)
+            free = np.maximum(free, both + before + 2 * s * q.send_s)
+            free[never | np.isnan(again)] = np.inf
+            tables.append(free)
+        return cls(tables)
+
+    def holds(self, z: float) -> bool:
+        """False if no staging takes ``z`` seconds or less."""
+        end = len(self.tables[0]) - 1
+        for table in reversed(self.tables):
+            row = table[end, : end + 1]
+            fits = np.isfinite(row) if z == np.inf else row <= z
+            if not fits[end]:
+                return False
+            end -= int(fits[::-1].cumprod().sum()) - 1
+        return end == 0
+
+
+def _between(each: Any) -> Any:
+    """Sums of units' figures, shape (…, units), over those from a to b: shape (…, b, a)."""
+    sums = np.concatenate((np.zeros((*each.shape[:-1], 1)), np.cumsum(each, axis=-1)), axis=-1)
+    return sums[..., :, None] - sums[..., None, :]
+
+
+@dataclass(frozen=True, slots=True)
+class _Memory:
+    """Of the units from a to b: bytes of state; bytes that each micro-batch in flight keeps at most, and at least; and
+    what can be made again, the cheapest bytes first, as (bytes, seconds a byte)."""
+
+    state: Any
+    kept: Any
+    least: Any
+    forced_s: Any
+    pieces: Sequence[tuple[Any, float]]
+
+    @classmethod
+    def of(cls, q: StagingQuestion, units: Sequence[Run]) -> _Memory:
+        forced = [_forced(q, unit) for unit in units]
+        hulls = [
+            ((keep.kept_bytes, 0.0),)
+            if keep is not None
+            else unit.cost.least_again
+            if q.recompute != "offload"
+            else ((0.0, 0.0),)
+            for unit, keep in zip(units, forced, strict=True)
+        ]
+        rates: dict[float, list[float]] = {}
+        for place, points in enumerate(hulls):
+            for (k1, s1), (k2, s2) in pairwise(points):
+                if k1 > k2:
+                    rates.setdefault((s2 - s1) / (k1 - k2), [0.0] * len(units))[place] += k1 - k2
+        state, kept, least, forced_s, *pieces = _between(
+            np.array(
+                [
+                    [unit.state_bytes for unit in units],
+                    [points[0][0] for points in hulls],
+                    [points[-1][0] for points in hulls],
+                    [0.0 if keep is None else keep.rerun_s for keep in forced],
+                    *(rates[rate] for rate in sorted(rates)),
+                ]
+            )
+        )
+        return cls(state, kept, least, forced_s, list(zip(pieces, sorted(rates), strict=True)))
+
+    def again_s(self, q: StagingQuestion, s: int) -> Any:
+        """Seconds that these units spend at least in stage s on making again what memory does not hold; NaN where it
+        never fits."""
+        held = in_flight(s, q.stages, q.micro_batches)
+        room = _room(q, s) - self.state
+        over = self.kept - room / held
+        again = self.forced_s.copy()
+        for freed, byte_s in self.pieces:
+            again += byte_s * np.clip(over, 0.0, freed)
+            over = over - freed
+        return np.where(self.least <= room / held, again, np.nan)

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from autoplan.errors import PlanError
 from autoplan.graph.layout import Layout
+from autoplan.verify.experts import check_experts
+from autoplan.verify.kept import Left
 from autoplan.verify.pipeline import Pipeline
 from autoplan.verify.sequence import check_cut
 from autoplan.verify.stage import HeldUnit, StageSums, device_limit, rank_bytes, sharing, stage_sums
 from autoplan.verify.structure import check_structure
 from autoplan.verify.unit import UnitSums, held, passed, unit_sums
-from autoplan.verify.verdict import Claim, Finding, Unfamiliar, Verdict
+from autoplan.verify.verdict import Claim, Finding, Illegal, Unfamiliar, Verdict
 
 if TYPE_CHECKING:
     from autoplan.graph.ir import ModelGraph
@@ -22,7 +24,9 @@ if TYPE_CHECKING:
 __all__ = ["verify_plan"]
 
 _ROUNDING = 1e-6
-_UNKNOWN = ("ep",)  # its layouts are not derived here
+
+_Lefts = dict[tuple[str, str], Left]
+"""By block kind and way (none, full or the name of a policy)."""
 
 
 def verify_plan(
@@ -36,24 +40,21 @@ def verify_plan(
     """
     verdict = Verdict()
     check_structure(verdict, graph, plan, job, cluster)
-    unknown = [f"{name}={getattr(plan, name)}" for name in _UNKNOWN if getattr(plan, name) > 1]
-    if any(stage.policies for stage in plan.stages):
-        unknown.append("policies")
     if claim is not None:
         verdict.close("sum of parts_s", claim.step_s, sum(claim.parts_s.values()), _ROUNDING)
         verdict.close("memory limit", claim.limit_bytes, device_limit(cluster), _ROUNDING)
         verdict.expect("fits", claim.fits, max(claim.stage_bytes) <= claim.limit_bytes)
     if not verdict.holds:
         return verdict
-    if unknown:
-        verdict.unchecked += unknown
-        return verdict
-    if plan.cp > 1:
-        graph = _on_cp(verdict, graph, plan)
+    if plan.cp > 1 or plan.ep > 1:
+        graph = _on_cp(verdict, graph, plan) if plan.cp > 1 else _on_ep(verdict, graph, plan)
         if verdict.findings or verdict.unchecked:
             return verdict
     sums = _units(verdict, graph, plan, cluster)
     if sums is None:
+        return verdict
+    lefts = _lefts(verdict, plan, cluster, sums)
+    if not verdict.holds:
         return verdict
     verdict.checked.append("layouts")
     try:
@@ -61,7 +62,7 @@ def verify_plan(
     except Unfamiliar as order:
         verdict.unchecked.append(str(order))
         return verdict
-    held_units, stages, sends = _stages(graph, plan, job, cluster, sums, pipeline.home)
+    held_units, stages, sends = _stages(graph, plan, job, cluster, sums, lefts, pipeline.home)
     ranks = []
     for rank in range(plan.pp):
         mine = [units for units, home in zip(held_units, pipeline.home, strict=True) if home == rank]
@@ -93,6 +94,34 @@ def _on_cp(verdict: Verdict, graph: ModelGraph, plan: Plan) -> ModelGraph:
         names, zigzag = plan.cp_layouts.get(kind, {}), plan.cp_order == "zigzag"
         check_cut(verdict, block, local.kinds[kind], names, boundary, plan.cp, zigzag)
     return local
+
+
+def _on_ep(verdict: Verdict, graph: ModelGraph, plan: Plan) -> ModelGraph:
+    """One ep rank's graph, each fact of it checked against the whole one."""
+    from autoplan.graph.expert_cut import cut_experts
+
+    try:
+        local = cut_experts(graph, plan.ep)
+    except PlanError as error:
+        verdict.findings.append(Finding(error.field, error.value, error.expected))
+        return graph
+    check_experts(verdict, graph, local, plan.ep)
+    return local
+
+
+def _lefts(verdict: Verdict, plan: Plan, cluster: Cluster, sums: dict[str, UnitSums]) -> _Lefts:
+    """What a forward leaves of a unit of each kind, in each way that some unit goes or some policy says."""
+    found: _Lefts = {}
+    for kind, one in sums.items():
+        policies = plan.policies.get(kind, {})
+        for way in ("none", "full", *policies):
+            try:
+                left = found[kind, way] = one.left(way, policies)
+                if left.host and cluster.device.host is None:
+                    raise Illegal("an offload, and the profile has no link to the host")
+            except Illegal as wrong:
+                verdict.findings.append(Finding(f"policies.{kind}.{way}", "a policy", str(wrong)))
+    return found
 
 
 def _units(verdict: Verdict, graph: ModelGraph, plan: Plan, cluster: Cluster) -> dict[str, UnitSums] | None:
@@ -127,6 +156,7 @@ def _stages(
     job: Job,
     cluster: Cluster,
     sums: dict[str, UnitSums],
+    lefts: _Lefts,
     home: Sequence[int],
 ) -> tuple[list[list[HeldUnit]], list[StageSums], list[float]]:
     """Of each stage its units and their sums; and of each but the last, the seconds to send to the next."""
@@ -141,7 +171,8 @@ def _stages(
     for s, stage in enumerate(plan.stages):
         last = s + 1 == len(plan.stages)
         sent = 0.0 if last else _crossing(graph, boundary, plan.tp, ends[s])
-        units.append(_held(graph, sums, starts[s], ends[s], frozenset(stage.recompute)))
+        ways = {**dict.fromkeys(stage.recompute, "full"), **stage.policies}
+        units.append(_held(graph, sums, lefts, starts[s], ends[s], ways))
         found.append(stage_sums(units[-1], sent, tied[s], plan, job, cluster))
         if not last:
             away = home[s] != home[s + 1]
@@ -150,7 +181,12 @@ def _stages(
 
 
 def _held(
-    graph: ModelGraph, sums: dict[str, UnitSums], start: int, end: int, again: frozenset[str]
+    graph: ModelGraph,
+    sums: dict[str, UnitSums],
+    lefts: _Lefts,
+    start: int,
+    end: int,
+    ways: Mapping[str, str],
 ) -> list[HeldUnit]:
     units = graph.units[start:end]
     order = {unit.name: index for index, unit in enumerate(units)}
@@ -163,7 +199,7 @@ def _held(
         HeldUnit(
             sums[unit.kind],
             frozenset(sums[unit.kind].elements.keys() - spare.get(unit.name, set())),
-            unit.name in again,
+            lefts[unit.kind, ways.get(unit.name, "none")],
         )
         for unit in units
     ]

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
+from autoplan.verify.kept import Left
 from autoplan.verify.unit import UnitSums
 
 if TYPE_CHECKING:
@@ -23,20 +24,29 @@ _CONTEXT_BYTES = {"cuda": 2.0e9, "cpu": 0.1e9}
 
 @dataclass(frozen=True, slots=True)
 class HeldUnit:
-    """A unit of a stage: its sums, the parameters that it is the first of its stage to hold, whether backward
-    runs its forward again."""
+    """A unit of a stage: its sums, the parameters that it is the first of its stage to hold, and what one of its
+    forwards leaves."""
 
     sums: UnitSums
     owns: frozenset[str]
-    again: bool
+    left: Left
 
     @property
     def elements(self) -> float:
-        return sum(self.sums.elements[name] for name in self.owns)
+        return self._of(self.owns)
 
     @property
     def training(self) -> float:
-        return sum(self.sums.elements[name] for name in self.owns & self.sums.trains)
+        return self._of(self.owns & self.sums.trains)
+
+    @property
+    def shared_out(self) -> tuple[float, float]:
+        """Of elements, and of those that train, what an ep axis has shared out."""
+        experts = self.owns & self.sums.shared_out
+        return self._of(experts), self._of(experts & self.sums.trains)
+
+    def _of(self, names: frozenset[str]) -> float:
+        return sum(self.sums.elements[name] for name in names)
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,12 +74,11 @@ def stage_sums(
     units: Sequence[HeldUnit], sent_bytes: float, tied_s: float, plan: Plan, job: Job, cluster: Cluster
 ) -> StageSums:
     """``sent_bytes`` is what one micro-batch sends on to the next stage."""
-    passes = sum(sum(u.sums.compute_s) for u in units)
-    passes += sum(u.sums.compute_s[0] + u.sums.sent_s[0] for u in units if u.again)
+    passes = sum(sum(u.sums.compute_s) + u.left.again_s + u.left.again_sent_s for u in units)
     return StageSums(
         *_seconds(units, tied_s, plan, job, cluster),
         weight_s=sum(unit.sums.apart_s for unit in units),
-        kept=sum(u.sums.entering if u.again else u.sums.kept for u in units) + sent_bytes,
+        kept=sum(unit.left.kept for unit in units) + sent_bytes,
         between=sum(unit.sums.apart for unit in units),
         busy_s=plan.num_micro_batches * passes + _optimizer_s(units, plan, job, cluster),
     )
@@ -78,22 +87,13 @@ def stage_sums(
 def _seconds(
     units: Sequence[HeldUnit], tied_s: float, plan: Plan, job: Job, cluster: Cluster
 ) -> tuple[float, float, float, float]:
-    full, half = job.precision.master_bytes, job.precision.compute_bytes
-    shards, copies = sharing(plan)
-
-    def over(kind: str, nbytes: float, size: int, step: int) -> float:
-        return cluster.collective_time_s(kind, nbytes, size, stride=step) if size > 1 and nbytes else 0.0
-
-    gather = sum(over("all_gather", unit.elements * half, shards, plan.tp) for unit in units)
-    scatter = sum(over("reduce_scatter", unit.training * full, shards, plan.tp) for unit in units)
-    reduce = sum(
-        over("all_reduce", unit.training * full / shards, copies, plan.tp * shards) for unit in units
-    )
+    gather, scatter, reduce = _state_s(units, plan, job, cluster)
     forward = sum(unit.sums.compute_s[0] for unit in units)
     backward = sum(unit.sums.compute_s[1] for unit in units)
-    rerun = sum(unit.sums.compute_s[0] for unit in units if unit.again)
+    rerun = sum(unit.left.again_s for unit in units)
     waits = [sum(unit.sums.sent_s[way] for unit in units) for way in (0, 1)]
-    waits[1] += sum(unit.sums.sent_s[0] for unit in units if unit.again)
+    waits[1] += sum(unit.left.again_sent_s for unit in units)
+    parked, fetched = _host_s(units, cluster)
 
     def shown(comm: float, beside: float) -> float:
         """What is left to wait for of communication beside compute."""
@@ -101,21 +101,56 @@ def _seconds(
 
     each_forward = gather if plan.zero == 3 else 0.0
     each_backward = {2: scatter, 3: gather + scatter}.get(plan.zero, 0.0)
-    once_before = gather if plan.zero in (1, 2) else 0.0
-    once_after = reduce + (scatter if plan.zero == 1 else 0.0)
+    once_before = gather if plan.zero < 3 else 0.0
+    once_after = reduce + (scatter if plan.zero < 2 else 0.0)
     beside = backward + rerun
     waited = shown(each_backward, beside)
     return (
-        forward + waits[0] + shown(each_forward, forward),
-        beside + waits[1] + waited,
+        forward + waits[0] + shown(each_forward, forward) + parked,
+        beside + waits[1] + waited + fetched,
         shown(once_before, forward),
         shown(each_backward + once_after, beside) - waited + tied_s + _optimizer_s(units, plan, job, cluster),
     )
 
 
+def _state_s(units: Sequence[HeldUnit], plan: Plan, job: Job, cluster: Cluster) -> tuple[float, float, float]:
+    """Seconds to gather parameters, to scatter gradients, and to add these up over copies of the state; experts that
+    an ep axis has shared out go among the ranks that hold the same ones."""
+    full, half = job.precision.master_bytes, job.precision.compute_bytes
+
+    def over(kind: str, nbytes: float, size: int, step: int) -> float:
+        return cluster.collective_time_s(kind, nbytes, size, stride=step) if size > 1 and nbytes else 0.0
+
+    total = [0.0, 0.0, 0.0]
+    for unit in units:
+        elements, training = unit.shared_out
+        for holds, trains, (shards, copies), step in (
+            (unit.elements - elements, unit.training - training, sharing(plan), plan.tp),
+            (elements, training, sharing_experts(plan), plan.tp * plan.ep),
+        ):
+            total[0] += over("all_gather", holds * half, shards, step)
+            total[1] += over("reduce_scatter", trains * full, shards, step)
+            total[2] += over("all_reduce", trains * full / shards, copies, step * shards)
+    return total[0], total[1], total[2]
+
+
+def _host_s(units: Sequence[HeldUnit], cluster: Cluster) -> tuple[float, float]:
+    """What a forward and a backward wait for copies to the host and back. A copy away has until the stage's forward
+    ends, and those after it go behind it; a copy back has the backward of the unit after its own."""
+    host = cluster.device.host
+    if host is None or not any(unit.left.host for unit in units):
+        return 0.0, 0.0
+    away = [float(host.time_s(u.left.host, "to_host")) if u.left.host else 0.0 for u in units]
+    back = [float(host.time_s(u.left.host, "from_host")) if u.left.host else 0.0 for u in units]
+    late = [away[i] - unit.sums.compute_s[0] for i, unit in enumerate(units)]
+    parked = max(0.0, *(sum(late[i:]) for i in range(len(units))))
+    beside = [*(unit.sums.compute_s[1] + unit.left.again_s for unit in units[1:]), 0.0]
+    return parked, sum(max(copy - work, 0.0) for copy, work in zip(back, beside, strict=True))
+
+
 def _optimizer_s(units: Sequence[HeldUnit], plan: Plan, job: Job, cluster: Cluster) -> float:
     """It reads gradients, and reads and writes parameters and moments."""
-    elements = sum(unit.training for unit in units) / sharing(plan)[0]
+    elements = sum(_a_rank(unit.training, unit.shared_out[1], plan) for unit in units)
     touched = elements * job.precision.master_bytes * (3 + 2 * job.optimizer_states)
     return cluster.device.memory_time_s(touched) if elements else 0.0
 
@@ -127,6 +162,19 @@ def sharing(plan: Plan) -> tuple[int, int]:
     return shards, ranks // shards
 
 
+def sharing_experts(plan: Plan) -> tuple[int, int]:
+    """The same for experts, of which each of the plan's ep groups of ranks holds others: ranks that share them are
+    taken among those of fsdp, as far as these go beyond ep."""
+    shards = sharing(plan)[0]
+    shards = shards // plan.ep if shards > plan.ep else 1
+    return shards, plan.dp * plan.fsdp * plan.cp // (plan.ep * shards)
+
+
+def _a_rank(elements: float, experts: float, plan: Plan) -> float:
+    """Of so many elements, ``experts`` of them shared out, those whose state a rank keeps."""
+    return (elements - experts) / sharing(plan)[0] + experts / sharing_experts(plan)[0]
+
+
 def rank_bytes(
     stages: Sequence[Sequence[HeldUnit]], activations: float, plan: Plan, job: Job, cluster: Cluster
 ) -> float:
@@ -134,15 +182,16 @@ def rank_bytes(
     units = [unit for stage in stages for unit in stage]
     full, half = float(job.precision.master_bytes), float(job.precision.compute_bytes)
     elements, training = sum(u.elements for u in units), sum(u.training for u in units)
-    share = sharing(plan)[0]
-    state = full / share * (elements + job.optimizer_states * training)
-    state += full * training / (share if plan.zero >= 2 else 1)
+    experts = [sum(each) for each in zip(*(u.shared_out for u in units), strict=True)]
+    own = _a_rank(elements, experts[0], plan), _a_rank(training, experts[1], plan)
+    state = full * (own[0] + job.optimizer_states * own[1])
+    state += full * (own[1] if plan.zero >= 2 else training)
     if half != full or plan.dp * plan.fsdp * plan.cp > 1:
         state += max(u.training for u in units) * full if plan.zero >= 2 else 0.0
         state += elements * half if plan.zero < 3 else 0.0
     if plan.zero == 3:
         state += half * max(_neighbours(stage) for stage in stages)
-    rerun = max((u.sums.kept for u in units if u.again), default=0.0)
+    rerun = max(u.left.again_bytes for u in units)
     at_work = max(u.sums.at_work for u in units)
     return (state + activations + rerun + at_work) * (1 + _SLACK) + _CONTEXT_BYTES[cluster.device.kind]
 

@@ -37,6 +37,9 @@ def check_structure(verdict: Verdict, graph: ModelGraph, plan: Plan, job: Job, c
         verdict.findings.append(Finding("batch", "cut", f"whole, since {graph.meetings[0]}"))
     if plan.cp == 1:
         verdict.expect("cp_order", plan.cp_order, "plain")
+    data = plan.dp * plan.fsdp
+    if plan.ep > 1 and (plan.cp > 1 or data % plan.ep or (plan.fsdp % plan.ep and plan.ep % plan.fsdp)):
+        verdict.findings.append(Finding("ep", plan.ep, f"no part of {plan.dp} × {plan.fsdp} data ranks"))
     _check_stages(verdict, graph, plan)
     verdict.checked.append("structure")
 
@@ -45,7 +48,7 @@ def _check_stages(verdict: Verdict, graph: ModelGraph, plan: Plan) -> None:
     verdict.expect("number of stages", len(plan.stages), plan.pp * plan.vpp)
     units = [unit for stage in plan.stages for unit in stage.units]
     verdict.expect("units", units, [unit.name for unit in graph.units])
-    may = {unit.name for unit in graph.units if graph.kinds[unit.kind].path}
+    may = {unit.name: unit.kind for unit in graph.units if graph.kinds[unit.kind].path}
     for index, stage in enumerate(plan.stages):
         if not stage.units:
             verdict.findings.append(Finding(f"stages[{index}]", "no unit", "at least one"))
@@ -54,3 +57,11 @@ def _check_stages(verdict: Verdict, graph: ModelGraph, plan: Plan) -> None:
             verdict.findings.append(
                 Finding(f"stages[{index}].recompute", strange, "repeated units of the stage")
             )
+        for name, way in stage.policies.items():
+            where = f"stages[{index}].policies.{name}"
+            if name not in may or name not in stage.units or name in stage.recompute:
+                verdict.findings.append(Finding(where, way, "for a repeated unit of the stage, in one way"))
+            elif way not in plan.policies.get(may[name], {}):
+                verdict.findings.append(Finding(where, way, f"no policy of {may[name]}"))
+    for kind in plan.policies.keys() - graph.kinds.keys():
+        verdict.findings.append(Finding(f"policies.{kind}", "a block", "no block of this model"))

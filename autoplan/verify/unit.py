@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 
 from autoplan.errors import PlanError
 from autoplan.graph.ir import Block, OpKind, Origin
-from autoplan.graph.layout import REPLICATE, Layout
+from autoplan.graph.layout import REPLICATE, REPLICATE_STAR, Layout
 from autoplan.verify.apart import kept_apart, products_apart
-from autoplan.verify.kept import kept_bytes
+from autoplan.verify.kept import Ledger, Left, ledger_of
 from autoplan.verify.verdict import Finding, Illegal, Unfamiliar, Verdict
 from autoplan.verify.ways import Way, way_of
 
@@ -29,19 +29,32 @@ _NOTHING: Join = ("", 0.0, 0.0)
 
 @dataclass(slots=True)
 class UnitSums:
-    """A unit on one rank, one micro-batch: seconds computed and sent, forward and backward; bytes kept for
-    backward, of inputs with a gradient, and of the largest op at work; elements of each parameter, and which train;
-    of its backward, seconds that can run apart, and bytes kept until they do."""
+    """A unit on one rank, one micro-batch: seconds computed and sent, forward and backward, and of each op and change
+    of layout by itself forward; what backward reads; bytes of inputs with a gradient, and of the largest op at work;
+    elements of each parameter, which train, and which an ep axis has shared out; of its backward, seconds that can
+    run apart, and bytes kept until they do."""
 
     compute_s: list[float]
     sent_s: list[float]
-    kept: float
+    each_s: dict[str, tuple[float, float]]
+    ledger: Ledger
     entering: float
     at_work: float
     elements: dict[str, float]
     trains: frozenset[str]
+    shared_out: frozenset[str]
     apart_s: float = 0.0
     apart: float = 0.0
+
+    def left(self, way: str, policies: Mapping[str, Mapping[str, str]]) -> Left:
+        """What a forward leaves where the unit goes ``way``: none, full or one of ``policies``. Raises Illegal."""
+        if way == "none":
+            return Left(self.ledger.kept)
+        if way == "full":
+            return Left(self.entering, self.compute_s[0], self.sent_s[0], self.ledger.kept)
+        if way not in policies:
+            raise Illegal(f"no policy of its block is called {way}")
+        return self.ledger.under(policies[way], self.each_s)
 
 
 def unit_sums(
@@ -117,25 +130,32 @@ def _sums(
     made |= {name: passed(block.values[name], boundary, degree) for name in block.inputs}
     made |= {op.output: ways[op.name].output for op in block.ops}
     compute, sent, at_work = [0.0, 0.0], [0.0, 0.0], 0.0
-    wanted = {(name, passed(block.values[name], boundary, degree)) for name in block.outputs}
+    each_s: dict[str, tuple[float, float]] = {}
+    leaves = {name: passed(block.values[name], boundary, degree) for name in block.outputs}
+    wanted = set(leaves.items())
     for op in block.ops:
         way = ways[op.name]
         wanted |= set(zip(op.inputs, way.inputs, strict=True))
         forward, backward = _op_s(block, op, way, degree, cluster)
         compute[0] += forward
         compute[1] += backward
-        sent[0] += sum(cluster.collective_time_s(kind, size, degree) for kind, size in way.sends)
-        for send in op.sends:  # among the ranks of cp, which lie just outside those of tp
+        own = [sum(cluster.collective_time_s(kind, size, degree) for kind, size in way.sends), 0.0]
+        for send in op.sends:  # among the ranks of cp or ep, which lie just outside those of tp
             nbytes = send.nbytes / (degree if way.shares else 1)
             seconds = cluster.collective_time_s(send.kind, nbytes, send.ranks, stride=degree)
             backwards = send.phase != "forward"
             if send.beside:  # each beside a part of the kernel's work, and the last part beside none
                 work = (backward if backwards else forward) / (send.beside + 1)
                 seconds = send.beside * max((1 - cluster.overlap) * seconds, seconds - work)
-            sent[backwards] += seconds
+            own[backwards] += seconds
+        each_s[op.name] = forward, own[0]
+        sent = [total + seconds for total, seconds in zip(sent, own, strict=True)]
         at_work = max(at_work, _at_work(block, op, way, degree))
     for name, layout in wanted:
-        forward, backward = crosses(block.values[name], made[name], layout, degree, cluster)
+        value = block.values[name]
+        forward, backward = crosses(value, made[name], layout, degree, cluster)
+        lies = layout if value.requires_grad or layout != REPLICATE_STAR else REPLICATE
+        each_s[f"{name}:{lies}"] = 0.0, forward
         sent[0] += forward
         sent[1] += backward
     shapes = {name: stored[name].local_shape(block.values[name].shape, degree) for name in block.parameters}
@@ -143,11 +163,13 @@ def _sums(
     return UnitSums(
         compute,
         sent,
-        kept_bytes(block, ways, made, degree),
+        each_s,
+        ledger_of(block, ways, made, leaves, degree),
         sum(held(value, passed(value, boundary, degree), degree) for value in entering),
         at_work,
         {name: float(math.prod(shape)) for name, shape in shapes.items()},
         frozenset(name for name in block.parameters if block.values[name].requires_grad),
+        frozenset(block.expert_dims),
         sum(_weight_s(block, op, ways[op.name], degree, cluster) for op, _ in products_apart(block)),
         kept_apart(block, ways, degree),
     )
