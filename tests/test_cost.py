@@ -116,11 +116,12 @@ def test_state_bytes_by_zero() -> None:
     assert per_element(fsdp=4, zero=3) == (4 + 8 + 4) / 4
 
 
-def test_one_dtype_on_one_data_rank_keeps_no_copy() -> None:
+def test_one_dtype_without_shards_keeps_no_copy() -> None:
     job = Job(global_batch=4, precision=Precision.FP32)
-    alone, several = StateRates.of(degrees(), job), StateRates.of(degrees(dp=2), job)
-    assert (alone.copy, alone.reduced_units) == (0, 0)
-    assert several.copy == 4
+    for whole in (degrees(), degrees(dp=2)):
+        rates = StateRates.of(whole, job)
+        assert (rates.copy, rates.reduced_units) == (0, 0)
+    assert StateRates.of(degrees(fsdp=2, zero=1), job).copy == 4
 
 
 def test_state_traffic_by_zero() -> None:

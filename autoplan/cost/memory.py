@@ -10,13 +10,13 @@ compute and the master dtype, u the elements of the largest unit):
     3      M·P/d              M·P/d + M·u       c of the two largest neighbours
 
 M·u is the buffer that gradients were reduced in last: it stays until the next reduction, over the worst moment,
-which is where the loss's backward begins. One data rank in one dtype needs neither it nor a copy. Under zero
+which is where the loss's backward begins. Zero 0 in one dtype needs neither it nor a copy. Under zero
 0 and 1 gradients add up whole, in the master dtype, and are reduced when activations have gone.
 
 Activations: what the schedule's order of passes keeps at its worst moment (``cost.pipeline.activations``);
 with 1F1B stage s of p holds min(m, p - s) micro-batches (Narayanan et al., 2021, section 2.2.1). A unit
 keeps of each what its policy says (``cost.keep``: all that backward reads, its input alone, or something between),
-and the rest too of one of them at a time. Between the halves of a backward, a stage keeps what its products dW read.
+and the rest too of one of them at a time, while its own backward works. Between the halves of a backward, a stage keeps what its products dW read.
 """
 
 from __future__ import annotations
@@ -98,7 +98,7 @@ class StateRates:
     def of(cls, degrees: Degrees, job: Job) -> StateRates:
         full, compute = float(job.precision.master_bytes), float(job.precision.compute_bytes)
         master = full / degrees.shard_ranks
-        wrapped = compute != full or degrees.data_ranks * degrees.cp > 1
+        wrapped = compute != full or degrees.zero > 0 or degrees.ep > 1
         return cls(
             master=master,
             optimizer=master * job.optimizer_states,
@@ -154,7 +154,6 @@ def rank_memory(
     stored = sum(unit.stored(degrees) for unit in units)
     stepped = sum(unit.stepped(degrees) for unit in units)
     rates = StateRates.of(degrees, job)
-    rerun = max(keep.again_bytes for load in loads for keep in load.keeps)
     pair = max(largest_pair(load.units) for load in loads)
     owners = {
         "parameters": stored * rates.master,
@@ -163,7 +162,11 @@ def rank_memory(
         "optimizer": stepped * rates.optimizer,
         "activations": activations,
         "gathered": parameters * rates.copy + rates.gathered_units * pair,
-        "workspace": rerun + max(unit.workspace_bytes for unit in units),
+        "workspace": max(
+            unit.workspace_bytes + keep.again_bytes
+            for load in loads
+            for unit, keep in zip(load.units, load.keeps, strict=True)
+        ),
     }
     reserve = fixed_reserve_bytes(device) + ALLOCATOR_SLACK * sum(owners.values())
     return MemoryEstimate(**owners, reserve=reserve)

@@ -23,6 +23,7 @@ from autoplan.plan import SCHEDULE_NEEDS, Plan, Precision, Schedule, check_polic
 from autoplan.rewrite.host_copies import Copies, fetch_ahead
 from autoplan.rewrite.keeping import Keeping
 from autoplan.rewrite.random_kernels import sample_draws, unit_draws
+from autoplan.rewrite.replicas import Replicas
 from autoplan.rewrite.stage_module import GradientTimes
 from autoplan.rewrite.unit_module import attach, local_parameter, run_again
 from autoplan.runtime.pipeline import HalvedStage, Stage, first, in_order
@@ -87,7 +88,8 @@ def _features(graph: ModelGraph, plan: Plan) -> set[str]:
         "ep": plan.ep > 1,
         "cp": plan.cp > 1,
         "tp": plan.tp > 1,
-        "sharded": plan.data_ranks * plan.cp > 1 or mixed,
+        "sharded": not plan.keeps_whole,
+        "replicas": plan.keeps_whole and plan.replicas > 1,
         "bf16": mixed,
         "mesh": plan.world_size > 1 or mixed,
         "pp": plan.pp > 1,
@@ -99,6 +101,7 @@ def _features(graph: ModelGraph, plan: Plan) -> set[str]:
         found[known.get(plan.schedule, "order")] = True
         found["halves"] = SCHEDULE_NEEDS[plan.schedule].halves
         found["tied"] = bool(tied_over_stages(graph, plan))
+    found["grouped"] = found["sharded"] or found["replicas"]
     found["unit"] = found["again"] or found["policies"] or found["ep"]
     return {name for name, there in found.items() if there}
 
@@ -110,6 +113,7 @@ def _roots(features: set[str]) -> list[Any]:
         "policies": [Keeping, Copies, fetch_ahead],
         "cp": [GradientTimes],
         "draws": [sample_draws, unit_draws],
+        "replicas": [Replicas],
         "pp": [first, HalvedStage if "halves" in features else Stage],
         "order": [in_order],
     }

@@ -8,6 +8,7 @@ A line that ends with ``#? a !b`` is for scripts that need a and not b.
     unit      any of these three                         1f1b, gpipe  or under torch's own
     cp, tp    a sequence, or an op, is shared            tied      weights live in several stages
     sharded   FSDP2 is at work                           draws     the model draws random numbers
+    replicas  or whole copies average their gradients    grouped   one of these two
     bf16      master weights in another dtype            weighed   micro-batches count by their targets
     mesh      several ranks, or FSDP2
 """
@@ -174,15 +175,9 @@ def only(module: nn.Module, batch: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name: batch[name] for name in wanted}
 '''
 
-_SHARDING = '''
-def wrap_in_fsdp(model: Model, mesh) -> None:  #? !ep
-def wrap_in_fsdp(model: Model, mesh, expert_mesh) -> None:  #? ep
-    """FSDP2 around each unit; units that share a parameter are gathered together."""
-    warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
-    data = mesh["fsdp"] if REPLICAS == 1 else mesh["dp", "fsdp"]
-    expert_data = expert_mesh["efsdp"] if EXPERT_REPLICAS == 1 else expert_mesh["edp", "efsdp"]  #? ep
-    policy = MixedPrecisionPolicy(cast_forward_inputs=False)  #? !bf16
-    policy = MixedPrecisionPolicy(torch.bfloat16, torch.float32, cast_forward_inputs=False)  #? bf16
+_GROUPS = '''
+def groups_of(model: Model) -> list[list[nn.Module]]:
+    """Units whose state travels together: those that share a parameter are one group."""
     groups: list[list[nn.Module]] = []
     owners: dict[int, list[nn.Module]] = {}
     for unit in model.units.values():
@@ -195,7 +190,26 @@ def wrap_in_fsdp(model: Model, mesh, expert_mesh) -> None:  #? ep
             groups.append(group)
         group.append(unit)
         owners.update(dict.fromkeys(parameters, group))
-    for group in groups:
+    return groups
+'''
+
+_REPLICAS = '''
+def average_replicas(model: Model, mesh) -> None:
+    """Average the gradients of each group of units over the ranks that hold the same."""
+    groups = [list({p: None for unit in group for p in unit.parameters()}) for group in groups_of(model)]
+    model.replicas = Replicas(groups, mesh["dp"].get_group())
+'''
+
+_SHARDING = '''
+def wrap_in_fsdp(model: Model, mesh) -> None:  #? !ep
+def wrap_in_fsdp(model: Model, mesh, expert_mesh) -> None:  #? ep
+    """FSDP2 around each unit."""
+    warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
+    data = mesh["fsdp"] if REPLICAS == 1 else mesh["dp", "fsdp"]
+    expert_data = expert_mesh["efsdp"] if EXPERT_REPLICAS == 1 else expert_mesh["edp", "efsdp"]  #? ep
+    policy = MixedPrecisionPolicy(cast_forward_inputs=False)  #? !bf16
+    policy = MixedPrecisionPolicy(torch.bfloat16, torch.float32, cast_forward_inputs=False)  #? bf16
+    for group in groups_of(model):
         fully_shard(group, mesh=data, mp_policy=policy, reshard_after_forward=ZERO == 3)  #? !ep
         dense = [unit if unit.experts is None else unit.body for unit in group]  #? ep
         fully_shard(dense, mesh=data, mp_policy=policy, reshard_after_forward=ZERO == 3)  #? ep
@@ -277,7 +291,8 @@ def train_step(model: Model, optimizer: torch.optim.Optimizer, batch: dict[str, 
     optimizer.zero_grad(set_to_none=True)
     total = torch.zeros((), device=DEVICE, dtype=torch.float64)
     for index, part in enumerate(micro_batches(batch)):
-        last = index == MICRO_BATCHES - 1  #? sharded
+        last = index == MICRO_BATCHES - 1  #? grouped
+        model.replicas.expect(last)  #? replicas
         model.set_is_last_backward(last)  #? sharded
         model.set_requires_gradient_sync(last or ZERO >= 2)  #? sharded
         model.set_requires_all_reduce(last)  #? sharded
@@ -285,6 +300,7 @@ def train_step(model: Model, optimizer: torch.optim.Optimizer, batch: dict[str, 
         loss = model(part, scale).sum()
         loss.backward()
         total = total + loss.detach()
+    model.replicas.finish()  #? replicas
     optimizer.step()
     return (over_ranks(total) / (DP * FSDP * CP * TP)).item()
 '''
@@ -304,6 +320,8 @@ def train_step(pipeline, tied, optimizer: torch.optim.Optimizer, batch: dict[str
         total = torch.stack([loss.detach() for loss in losses]).sum()
     else:
         pipeline.step(return_outputs=False, **given)
+    for replicas in pipeline.replicas:  #? replicas
+        replicas.finish()  #? replicas
     sum_tied_gradients(tied)  #? tied
     optimizer.step()
     return (over_ranks(total.double()) / (DP * FSDP * CP * TP)).item()
@@ -400,11 +418,15 @@ def main() -> None:
     del whole
     wrap_in_fsdp(model, mesh)  #? !pp sharded !ep
     wrap_in_fsdp(model, mesh, expert_mesh)  #? !pp sharded ep
+    average_replicas(model, mesh)  #? !pp replicas
+    for stage in stages.values():  #? pp replicas
+        average_replicas(stage, mesh)  #? pp replicas
     for stage in stages.values():  #? pp sharded
         wrap_in_fsdp(stage, mesh)  #? pp sharded !ep
         wrap_in_fsdp(stage, mesh, expert_mesh)  #? pp sharded ep
     tied = tied_weights(stages, mesh)  #? tied
     pipeline = make_pipeline(stages, mesh)  #? pp
+    pipeline.replicas = [stage.replicas for stage in stages.values()]  #? pp replicas
     optimizer = torch.optim.AdamW(model.parameters(), lr=args.lr)  #? !pp
     optimizer = torch.optim.AdamW(nn.ModuleList(stages.values()).parameters(), lr=args.lr)  #? pp
     data_rank = rank // (CP * TP) % (DP * FSDP)
@@ -431,6 +453,8 @@ if __name__ == "__main__":
 _SECTIONS = (
     ("unit", _UNIT),
     ("", _MODEL),
+    ("grouped", _GROUPS),
+    ("replicas", _REPLICAS),
     ("sharded", _SHARDING),
     ("ep", _EXPERT_CUT),
     ("pp", _PIPELINE),

@@ -88,6 +88,12 @@ class Plan(msgspec.Struct, MeshSizes, frozen=True, kw_only=True):
     asked: dict[str, int | float | str] = {}
 
     @property
+    def keeps_whole(self) -> bool:
+        """True if each data rank keeps all of its state in the dtype that it computes with, and so has no need of
+        FSDP; gradients are averaged over ``replicas``."""
+        return self.zero == 0 and self.ep == 1 and self.precision is not Precision.BF16
+
+    @property
     def recompute(self) -> str:
         """``none``, ``full`` or the name of a policy where all units that repeat do the same, else ``mixed``."""
         ways = [(unit, stage.way(unit)) for stage in self.stages for unit in stage.units]

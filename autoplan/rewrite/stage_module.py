@@ -19,6 +19,7 @@ from autoplan.rewrite.host_copies import Copies, fetch_ahead
 from autoplan.rewrite.local_graph import LocalBlock
 from autoplan.rewrite.random_calls import draw_in
 from autoplan.rewrite.random_kernels import DRAWS, unit_draws
+from autoplan.rewrite.replicas import Replicas
 from autoplan.rewrite.unit_module import UnitModule, attach, build_unit, full_name, local_parameter, put_on
 
 __all__ = [
@@ -49,7 +50,7 @@ class StageModule(nn.Module):
     ``forward(*received, **batch)`` takes what the stage before sent (``reads``) and the micro-batch, each input
     under its name with ``batch_`` before it, and ``random_kernels.DRAWS`` so where something draws random numbers; it
     returns what the next stage needs (``writes``), or, in the last stage, the loss times ``batch["loss_scale"]``, as a
-    tensor of one element.
+    tensor of one element. ``replicas`` average its gradients, where nothing shards its state.
     """
 
     def __init__(
@@ -66,6 +67,7 @@ class StageModule(nn.Module):
         self.writes = writes
         self.loss = loss
         self.cp = cp
+        self.replicas: Replicas | None = None
 
     def forward(self, *received: Tensor, **batch: Tensor) -> tuple[Tensor, ...] | Tensor:
         values = {f"batch.{name.removeprefix('batch_')}": tensor for name, tensor in batch.items()}

@@ -1,4 +1,5 @@
-"""State sharding with FSDP2: what each data-parallel rank keeps, and when gradients travel."""
+"""What each data-parallel rank keeps, and when gradients travel: FSDP2 where state is sharded or kept in another dtype
+than is computed in, and one all-reduce for each unit where it is not."""
 
 from __future__ import annotations
 
@@ -10,20 +11,21 @@ from torch.distributed.tensor import Shard
 
 from autoplan.plan import Plan, Precision
 from autoplan.rewrite import StageModule
+from autoplan.rewrite.replicas import Replicas
 from autoplan.rewrite.unit_module import UnitModule
 from autoplan.runtime.pieces import local
 from autoplan.runtime.world import World
 
-__all__ = ["before_backward", "shard_state"]
+__all__ = ["average_replicas", "before_backward", "shard_state"]
 
 
 def shard_state(stage: StageModule, plan: Plan, world: World) -> None:
     """Wrap each unit of ``stage`` in FSDP2, as ``plan.zero`` says.
 
-    One process group per unit keeps gathers small and lets them overlap. Without replicas or shards, and
-    without a master copy in another dtype, there is nothing to do.
+    One process group per unit keeps gathers small and lets them overlap. Without shards, and without a master copy
+    in another dtype, there is nothing to do (see ``average_replicas``).
     """
-    if world.mesh is None or (plan.data_ranks * plan.cp == 1 and plan.precision is not Precision.BF16):
+    if world.mesh is None or plan.keeps_whole:
         return
     # FSDP2 warns of views among a module's results, lest someone write to one; local graphs write to nothing.
     warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
@@ -39,6 +41,17 @@ def shard_state(stage: StageModule, plan: Plan, world: World) -> None:
             if module.experts is not None:
                 _shard_experts(module, plan, world, policy)
     fully_shard(stage, mesh=mesh, mp_policy=policy, reshard_after_forward=False)
+
+
+def average_replicas(stage: StageModule, plan: Plan, world: World) -> None:
+    """Average the gradients of ``stage`` over ranks that hold the same, if ``shard_state`` does not see to it. The
+    parameters are those that stay."""
+    if world.mesh is None or not plan.keeps_whole or plan.replicas == 1:
+        return
+    groups = [
+        list({p: None for module in modules for p in module.parameters()}) for modules in _groups(stage)
+    ]
+    stage.replicas = Replicas(groups, world.mesh["dp"].get_group())
 
 
 def _shard_experts(unit: UnitModule, plan: Plan, world: World, policy: MixedPrecisionPolicy) -> None:
@@ -72,8 +85,9 @@ def _groups(stage: StageModule) -> list[list[UnitModule]]:
     return groups
 
 
-def before_backward(stage: torch.nn.Module, zero: int, last: bool) -> None:
-    """Tell FSDP2 what the coming backward pass must do; ``last`` is the step's last micro-batch.
+def before_backward(stage: torch.nn.Module, zero: int, last: bool, alone: bool = False) -> None:
+    """Tell what the coming backward pass must do; ``last`` is the step's last micro-batch. ``alone``: nobody will wait
+    for what it sends but itself (see ``Replicas``).
 
     ====  =====================================  ==========================
     zero  gradients are reduced                  gathered parameters stay
@@ -83,6 +97,9 @@ def before_backward(stage: torch.nn.Module, zero: int, last: bool) -> None:
     3     scattered at every micro-batch         only while used
     ====  =====================================  ==========================
     """
+    replicas = getattr(stage, "replicas", None)
+    if replicas is not None:
+        replicas.expect(last, alone)
     if not isinstance(stage, FSDPModule):
         return
     stage.set_is_last_backward(last)

@@ -192,15 +192,17 @@ class Observer:
             groups = [a for a in (*args, *kwargs.values()) if isinstance(a, dist.ProcessGroup)]
             nbytes = max(t.numel() * t.element_size() for t in tensors)
             label = self._sent(kind, groups[0] if groups else None, nbytes)
-            run = function if label is None else self._labelled(function, label)
-            return run(*args, **kwargs)
+            if label is None:
+                return function(*args, **kwargs)
+            result = self._labelled(function, label)(*args, **kwargs)
+            return _Work(result, self, label) if kwargs.get("async_op") else result
 
         return call
 
     def _p2p(self, function: Callable[..., Any]) -> Callable[..., Any]:
         def call(*args: Any, **kwargs: Any) -> Any:
             works = self._labelled(function, "waiting")(*args, **kwargs)
-            return [_Work(work, self) for work in works]
+            return [_Work(work, self, "waiting") for work in works]
 
         return call
 
@@ -208,9 +210,9 @@ class Observer:
 class _Work:
     """A message on its way, whose ``wait`` is timed."""
 
-    def __init__(self, work: Any, observer: Observer) -> None:
+    def __init__(self, work: Any, observer: Observer, label: Any) -> None:
         self._work = work
-        self.wait = observer._labelled(work.wait, "waiting")
+        self.wait = observer._labelled(work.wait, label)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._work, name)

@@ -21,7 +21,7 @@ from autoplan.rewrite import StageModule, free_module, inputs_of
 from autoplan.rewrite.random_kernels import DRAWS, sample_draws
 from autoplan.runtime.checkpoint import Checkpoints
 from autoplan.runtime.clipping import clip, global_norm
-from autoplan.runtime.data_parallel import before_backward
+from autoplan.runtime.data_parallel import average_replicas, before_backward
 from autoplan.runtime.failures import clear_failures
 from autoplan.runtime.huggingface import load_safetensors, save_safetensors
 from autoplan.runtime.pipeline import Chunks, Pipeline
@@ -87,6 +87,8 @@ class Program(nn.Module):
         self._weight = _weight_module(graph, buffers, world) if graph.weight is not None else None
         self._weight_reads = inputs_of(self._weight) if self._weight is not None else []
         self._tied = TiedParameters(graph, plan, stage, world)
+        for one in stages:
+            average_replicas(one, plan, world)
         self._pipeline = Pipeline(stages, plan, world) if plan.pp > 1 else None
 
     @property
@@ -133,6 +135,9 @@ class Program(nn.Module):
                 loss = self.stage(**part, loss_scale=scale).sum()
                 loss.backward()
                 total = total + loss.detach()
+        for stage in self.stages:
+            if stage.replicas is not None:
+                stage.replicas.finish()
         self._tied.sum_gradients()
         if max_grad_norm is not None:
             self.clip_grad_norm_(max_grad_norm)
@@ -152,7 +157,7 @@ class Program(nn.Module):
             )
         _, micro_batches, scale = self._prepare(batch, f"call {self._calls}")
         self._calls += 1
-        before_backward(self.stage, 3 if self.plan.zero == 3 else 2, True)
+        before_backward(self.stage, 3 if self.plan.zero == 3 else 2, True, alone=True)
         losses = [self.stage(**part, loss_scale=scale).sum() for part in micro_batches]
         return torch.stack(losses).sum()
 

@@ -178,9 +178,10 @@ class Scheduled:
             kept[place, turn + 1 :] += keep.kept_bytes - unit.saved_bytes
         halves = np.array([[load.half_bytes] * (len(order) + 1) for load in loads])
         activations = (held @ np.concatenate((kept, halves))).max(axis=0)
-        rerun = np.maximum.accumulate([0.0, *(keep.again_bytes for keep in keeps)])
-        base = rank_memory(loads, 0.0, degrees, self.job, self.cluster.device).total
-        total = base + (1 + ALLOCATOR_SLACK) * (activations + rerun)
+        empty = rank_memory(loads, 0.0, degrees, self.job, self.cluster.device)
+        beside = [unit.workspace_bytes + keep.again_bytes for unit, keep in zip(units, keeps, strict=True)]
+        rerun = np.maximum.accumulate([0.0, *(each - empty.workspace for each in beside)])
+        total = empty.total + (1 + ALLOCATOR_SLACK) * (activations + rerun)
         limit = limit_bytes(self.cluster.device)
         return next((count for count in tried if total[count] <= limit), None)
 

@@ -46,7 +46,16 @@ from autoplan.search.solver import solve
 if TYPE_CHECKING:
     from ortools.math_opt.python import mathopt
 
-__all__ = ["Staging", "StagingQuestion", "best_of_allowed", "largest_bytes", "solve_staging"]
+    from autoplan.cost.unit import UnitCost
+
+__all__ = [
+    "Staging",
+    "StagingQuestion",
+    "best_of_allowed",
+    "largest_bytes",
+    "largest_workspace",
+    "solve_staging",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -237,7 +246,8 @@ class _Program:
         terms: list[Any] = [largest_bytes(q, stage)]
         if stage + 1 < q.stages:
             terms.append(held * q.sent_bytes)
-        rerun = self.model.add_variable(lb=0.0)
+        rerun = self.model.add_variable(lb=0.0)  # beyond the largest workspace
+        workspace = largest_workspace(q, stage)
         for run, n, ways in zip(q.runs, self.n, self.r, strict=True):
             cost = run.cost
             terms.append((run.state_bytes + held * cost.saved_bytes) * n[stage])
@@ -245,7 +255,8 @@ class _Program:
                 terms.append(held * (keep.kept_bytes - cost.saved_bytes) * row[stage])
                 some = self.model.add_binary_variable()
                 self.model.add_linear_constraint(row[stage] <= run.count * some)
-                self.model.add_linear_constraint(rerun >= keep.again_bytes / q.limit_bytes * some)
+                beyond = keep.again_bytes + cost.workspace_bytes - workspace
+                self.model.add_linear_constraint(rerun >= beyond / q.limit_bytes * some)
         total = sum(term * (1 / q.limit_bytes) for term in terms) + rerun
         room = (q.limit_bytes - q.reserve_bytes) / (1 + ALLOCATOR_SLACK) / q.limit_bytes
         self.model.add_linear_constraint(total <= room)
@@ -334,17 +345,26 @@ def _last_s(run: Run) -> float:
 
 def largest_bytes(question: StagingQuestion, stage: int) -> float:
     """Bytes that go with the largest of the units that a stage may hold, not with their number."""
+    costs, rates = _largest(question, stage), question.rates
+    gathered = rates.gathered_units * largest_pair(costs)
+    reduced = rates.reduced_units * max(cost.trainable for cost in costs)
+    return gathered + reduced + largest_workspace(question, stage)
+
+
+def largest_workspace(question: StagingQuestion, stage: int) -> float:
+    """Of those bytes, what one unit's backward works with."""
+    return max(cost.workspace_bytes for cost in _largest(question, stage))
+
+
+def _largest(question: StagingQuestion, stage: int) -> list[UnitCost]:
+    """The units that a stage may hold, two of a kind at most."""
     runs = list(question.runs)
     last = question.stages - 1
     if stage > 0 and runs[0].count == 1:
         runs = runs[1:]
     if stage < last and len(runs) > 1 and runs[-1].count == 1:
         runs = runs[:-1]
-    costs = [run.cost for run in runs for _ in range(min(run.count, 2))]
-    rates = question.rates
-    gathered = rates.gathered_units * largest_pair(costs)
-    reduced = rates.reduced_units * max(cost.trainable for cost in costs)
-    return gathered + reduced + max(cost.workspace_bytes for cost in costs)
+    return [run.cost for run in runs for _ in range(min(run.count, 2))]
 
 
 def _assignments(

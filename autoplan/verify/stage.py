@@ -186,14 +186,13 @@ def rank_bytes(
     own = _a_rank(elements, experts[0], plan), _a_rank(training, experts[1], plan)
     state = full * (own[0] + job.optimizer_states * own[1])
     state += full * (own[1] if plan.zero >= 2 else training)
-    if half != full or plan.dp * plan.fsdp * plan.cp > 1:
+    if half != full or plan.zero or plan.ep > 1:
         state += max(u.training for u in units) * full if plan.zero >= 2 else 0.0
         state += elements * half if plan.zero < 3 else 0.0
     if plan.zero == 3:
         state += half * max(_neighbours(stage) for stage in stages)
-    rerun = max(u.left.again_bytes for u in units)
-    at_work = max(u.sums.at_work for u in units)
-    return (state + activations + rerun + at_work) * (1 + _SLACK) + _CONTEXT_BYTES[cluster.device.kind]
+    at_work = max(u.sums.at_work + u.left.again_bytes for u in units)
+    return (state + activations + at_work) * (1 + _SLACK) + _CONTEXT_BYTES[cluster.device.kind]
 
 
 def _neighbours(units: Sequence[HeldUnit]) -> float:
