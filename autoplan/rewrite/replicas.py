@@ -69,7 +69,7 @@ class Replicas:
             begin += shape.numel()
             if isinstance(one.grad, DTensor):
                 mesh, places = one.grad.device_mesh, one.grad.placements
-                piece = DTensor.from_held(piece, mesh, places, run_check=False)
+                piece = DTensor.from_local(piece, mesh, places, run_check=False)
             one.grad = piece
         work = dist.all_reduce(flat, dist.ReduceOp.AVG, self.ranks, async_op=True)
         self._sent[index] = flat, work
@@ -88,4 +88,4 @@ class Replicas:
 def _held(tensor: Tensor | None) -> Tensor:
     """What this rank holds of a gradient."""
     assert tensor is not None
-    return tensor.to_held() if isinstance(tensor, DTensor) else tensor
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
