@@ -97,9 +97,7 @@ class Stage(_FrugalStage):
     def backward_maybe_with_nosync(
         self, backward_type: str, bwd_kwargs: dict[str, Any], last_backward: bool = False
     ) -> Any:
-        if not isinstance(self.submod, FSDPModule):
-            before_backward(self.submod, self.zero, last_backward)
-        if not isinstance(self.submod, FSDPModule) or self.zero < 2:
+        if isinstance(self.submod, FSDPModule) and self.zero < 2:
             return super().backward_maybe_with_nosync(backward_type, bwd_kwargs, last_backward)
         before_backward(self.submod, self.zero, last_backward)
         return _backward(bwd_kwargs), None
