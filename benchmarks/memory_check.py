@@ -7,16 +7,19 @@ group that pretends (torch's "fake" backend); every storage that an op makes, an
 (``runtime.live_bytes``). The most that lives at once in the second step stands beside the plan's figure without its
 reserve (context and allocator), for the worst rank of each stage. Models are traced for the CPU's kernels, since
 these are what runs here. Plans are the search's under the pins of each row, with as much memory as they need.
+
+A row that runs replaces what the results have of it; others stay there, with the day on which they ran.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import subprocess
 import sys
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,77 +29,68 @@ WITHIN = 0.05
 
 @dataclass(frozen=True)
 class Row:
-    """A model at so many ranks, and what is pinned; ``samples`` is the global batch."""
+    """A model at so many ranks, what is pinned, and how many micro-batches a step has."""
 
     model: str
-    ranks: int
     seq: int
-    samples: int
-    pin: dict[str, Any] = field(default_factory=dict)
+    micro_batches: int
+    pin: dict[str, Any]
+
+    @property
+    def ranks(self) -> int:
+        return math.prod(self.pin[axis] for axis in ("pp", "dp", "fsdp", "tp"))
+
+    @property
+    def samples(self) -> int:
+        """The global batch."""
+        return self.micro_batches * self.pin["micro_batch"] * self.pin["dp"] * self.pin["fsdp"]
 
     @property
     def name(self) -> str:
-        return f"{self.model} on {self.ranks}: " + ", ".join(f"{k} {v}" for k, v in self.pin.items())
+        said = self.pin | {"micro-batches": self.micro_batches}
+        always = ("zero", "micro-batches")
+        shown = {name: value for name, value in said.items() if value not in (1, "none") or name in always}
+        return f"{self.model} on {self.ranks}: " + ", ".join(f"{k} {v}" for k, v in shown.items())
 
 
 def rows() -> list[Row]:
-    """What is checked: each way to share the state, tp, pp, and recomputation."""
-    found = []
-    one = {"pp": 1, "cp": 1, "recompute": "none"}
-    for model, seq, micro in (("llama3-8b", 2048, 1), ("gpt2-large", 1024, 4)):
-        batch = 8 * 4 * micro
-        found += [
-            Row(model, 8, seq, batch, one | {"dp": 8, "fsdp": 1, "tp": 1, "micro_batch": micro}),
-            *(
-                Row(
-                    model,
-                    8,
-                    seq,
-                    batch,
-                    one | {"dp": 1, "fsdp": 8, "tp": 1, "zero": zero, "micro_batch": micro},
-                )
-                for zero in (1, 2, 3)
-            ),
-            Row(model, 8, seq, batch, one | {"dp": 2, "fsdp": 4, "tp": 1, "zero": 3, "micro_batch": micro}),
-            Row(
-                model,
-                8,
-                seq,
-                batch,
-                one | {"fsdp": 8, "tp": 1, "zero": 3, "micro_batch": micro, "recompute": "full"},
-            ),
-            Row(model, 8, seq, batch, one | {"fsdp": 1, "dp": 2, "tp": 4, "micro_batch": micro}),
-            Row(model, 8, seq, batch, one | {"fsdp": 2, "dp": 1, "tp": 4, "zero": 3, "micro_batch": micro}),
-            Row(model, 8, seq, batch, one | {"pp": 4, "fsdp": 1, "dp": 2, "tp": 1, "micro_batch": micro}),
-            Row(model, 8, seq, batch, one | {"pp": 2, "fsdp": 2, "tp": 2, "zero": 2, "micro_batch": micro}),
-        ]
-    big = {"cp": 1, "micro_batch": 1}
-    found += [
-        Row("llama3-8b", 64, 8192, 512, big | {"pp": 1, "fsdp": 64, "tp": 1, "zero": 3, "recompute": "full"}),
-        Row("llama3-8b", 64, 8192, 512, big | {"pp": 1, "fsdp": 64, "tp": 1, "zero": 2, "recompute": "none"}),
-        Row(
-            "llama3-8b",
-            64,
-            8192,
-            512,
-            big | {"pp": 1, "fsdp": 8, "dp": 1, "tp": 8, "zero": 3, "recompute": "none"},
-        ),
-        Row(
-            "llama3-8b",
-            64,
-            8192,
-            512,
-            big | {"pp": 4, "fsdp": 4, "dp": 1, "tp": 4, "zero": 1, "recompute": "none"},
-        ),
-        Row(
-            "llama3-8b",
-            64,
-            8192,
-            512,
-            big | {"pp": 2, "fsdp": 4, "dp": 8, "tp": 1, "zero": 2, "recompute": "full"},
-        ),
+    """What is checked: each way to share the state, tp, pp, recomputation, and a step of one micro-batch.
+
+    Micro-batches are few, so that a row takes a minute; memory is the same from the schedule's second round on.
+    """
+    eight = [row for model in (("llama3-8b", 2048, 1), ("gpt2-large", 1024, 4)) for row in _on_eight(*model)]
+    return [
+        *eight,
+        _row("llama3-8b", 8192, 2, fsdp=64, zero=3, recompute="full"),
+        _row("llama3-8b", 8192, 2, fsdp=64, zero=2),
+        _row("llama3-8b", 8192, 2, fsdp=8, tp=8, zero=3),
+        _row("llama3-8b", 8192, 8, pp=4, fsdp=4, tp=4, zero=1),
+        _row("llama3-8b", 8192, 4, pp=2, fsdp=4, dp=8, zero=2, recompute="full"),
     ]
-    return found
+
+
+def _on_eight(model: str, seq: int, micro: int) -> list[Row]:
+    def row(micro_batches: int, **pin: Any) -> Row:
+        return _row(model, seq, micro_batches, micro_batch=micro, **pin)
+
+    return [
+        row(2, dp=8),
+        *(row(2, fsdp=8, zero=zero) for zero in (1, 2, 3)),
+        row(2, dp=2, fsdp=4, zero=3),
+        row(2, fsdp=8, zero=3, recompute="full"),
+        row(1, dp=8),
+        row(1, fsdp=8, zero=1),
+        row(1, fsdp=8, zero=3),
+        row(2, dp=2, tp=4),
+        row(2, fsdp=2, tp=4, zero=3),
+        row(8, pp=4, dp=2),
+        row(4, pp=2, fsdp=2, tp=2, zero=2),
+    ]
+
+
+def _row(model: str, seq: int, micro_batches: int, **pin: Any) -> Row:
+    rest = {"pp": 1, "dp": 1, "fsdp": 1, "cp": 1, "tp": 1, "micro_batch": 1, "recompute": "none"}
+    return Row(model, seq, micro_batches, rest | pin)
 
 
 def checked(row: Row) -> dict[str, Any]:
@@ -154,15 +148,17 @@ def checked(row: Row) -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--only", default="", help="rows whose name holds this text; nothing is written")
+    parser.add_argument("--only", default="", help="rows whose name holds this text")
     parser.add_argument("--one", type=int, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.one is not None:
         print(json.dumps(checked(rows()[args.one])))
         return
-    from surroundings import surroundings, write_results
+    from surroundings import surroundings
 
-    about, found = surroundings(), []
+    about, known = surroundings(), {}
+    if RESULTS.exists():
+        known = {one["name"]: one for one in json.loads(RESULTS.read_text(encoding="utf-8"))["rows"]}
     for index, row in enumerate(rows()):
         if args.only not in row.name:
             continue
@@ -172,16 +168,19 @@ def main() -> None:
         if done.returncode:
             print(f"{row.name}: failed\n{done.stderr[-2000:]}", file=sys.stderr)
             raise SystemExit(1)
-        found.append(json.loads(done.stdout.splitlines()[-1]))
-        print(line(found[-1]), flush=True)
-    if args.only:
-        return
+        known[row.name] = json.loads(done.stdout.splitlines()[-1]) | {"date": about["date"]}
+        print(line(known[row.name]), flush=True)
+        record(about, [known[row.name] for row in rows() if row.name in known])
+
+
+def record(about: dict[str, Any], found: list[dict[str, Any]]) -> None:
+    """Write down all that is known."""
     off = [abs(stage["off"]) for one in found for stage in one["stages"]]
     result = about | {
         "within": WITHIN, "stages": len(off), "stages_within": sum(o <= WITHIN for o in off), "largest": max(off),
         "rows": found,
     }  # fmt: skip
-    write_results(RESULTS, result)
+    RESULTS.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     RESULTS.with_suffix(".md").write_text(page(result), encoding="utf-8")
 
 
@@ -203,14 +202,14 @@ def page(result: dict[str, Any]) -> str:
         f"{result['stages_within']} of {result['stages']} stages are within {result['within']:.0%}; the largest error "
         f"is {result['largest']:.1%}.",
         "",
-        "| plan | tokens | stage | allocated | predicted | off |",
-        "|---|---|---|---|---|---|",
+        "| plan | tokens of a sample | stage | allocated | predicted | off | ran |",
+        "|---|---|---|---|---|---|---|",
     ]
     for one in result["rows"]:
         for s in one["stages"]:
             lines.append(
                 f"| {one['name']} | {one['tokens']} | {s['stage']} | {s['allocated_bytes'] / 2**30:.2f} GiB "
-                f"| {s['predicted_bytes'] / 2**30:.2f} GiB | {s['off']:+.1%} |"
+                f"| {s['predicted_bytes'] / 2**30:.2f} GiB | {s['off']:+.1%} | {one['date']} |"
             )
     return "\n".join([*lines, ""])
 

@@ -14,7 +14,8 @@ from autoplan.cost.compute import op_times
 from autoplan.cost.convert import conversion_times
 from autoplan.cost.crossing import crossing_bytes
 from autoplan.cost.flops import model_flops
-from autoplan.cost.memory import StateRates, in_flight
+from autoplan.cost.keep import FULL, NONE
+from autoplan.cost.memory import StageLoad, StateRates, in_flight, rank_memory
 from autoplan.cost.state_traffic import state_traffic
 from autoplan.cost.times import exposed_s
 from autoplan.cost.unit import UnitCost, unit_cost
@@ -122,6 +123,20 @@ def test_one_dtype_without_shards_keeps_no_copy() -> None:
         rates = StateRates.of(whole, job)
         assert (rates.copy, rates.reduced_units) == (0, 0)
     assert StateRates.of(degrees(fsdp=2, zero=1), job).copy == 4
+
+
+@pytest.mark.parametrize("zero", [0, 1, 3])
+def test_gradients_of_one_micro_batch_come_as_activations_go(zero: int) -> None:
+    unit = unit_cost(toy_layer(1, 512, 1024), {}, R, 1, CLUSTER, toy_strategies)
+    ways = [unit.keep(FULL), unit.keep(FULL), unit.keep(NONE)]
+    load, job = StageLoad([unit] * 3, ways, 0.0), Job(global_batch=1)
+    sizes = degrees(fsdp=4, zero=zero, num_micro_batches=1) if zero else degrees(num_micro_batches=1)
+    memory = rank_memory([load], load.kept_bytes, sizes, job, CLUSTER.device)
+    gradient = 4 * unit.trainable / sizes.shard_ranks
+    assert unit.input_bytes < gradient  # or nothing would take the place of anything
+    both = memory.gradients + memory.activations + memory.workspace
+    beside = max(unit.workspace_bytes, 4 * unit.trainable + unit.workspace_bytes + ways[0].again_bytes)
+    assert both == sum(max(way.kept_bytes, gradient) for way in ways) + beside
 
 
 def test_state_traffic_by_zero() -> None:

@@ -17,6 +17,10 @@ Activations: what the schedule's order of passes keeps at its worst moment (``co
 with 1F1B stage s of p holds min(m, p - s) micro-batches (Narayanan et al., 2021, section 2.2.1). A unit
 keeps of each what its policy says (``cost.keep``: all that backward reads, its input alone, or something between),
 and the rest too of one of them at a time, while its own backward works. Between the halves of a backward, a stage keeps what its products dW read.
+
+A step of one micro-batch without a pipeline has no gradients before activations go: as its backward passes through the
+units, what each kept gives place to its gradients (which zero 1 shards at once, too). So a unit takes the larger of
+the two, which is the worst moment where it is the same one of all units, and never below it.
 """
 
 from __future__ import annotations
@@ -82,6 +86,7 @@ class StateRates:
     Args:
         master, optimizer: of every parameter, and of every one that trains.
         gradient: kept from one micro-batch to the next.
+        late_gradient: of a step of one micro-batch, which come while activations go.
         copy: the compute-dtype copy of every parameter; 0 if only some units are gathered at a time.
         gathered_units: the copy of the two units gathered at a time.
         reduced_units: the gradient of a unit that was reduced last.
@@ -90,6 +95,7 @@ class StateRates:
     master: float
     optimizer: float
     gradient: float
+    late_gradient: float
     copy: float
     gathered_units: float
     reduced_units: float
@@ -99,14 +105,21 @@ class StateRates:
         full, compute = float(job.precision.master_bytes), float(job.precision.compute_bytes)
         master = full / degrees.shard_ranks
         wrapped = compute != full or degrees.zero > 0 or degrees.ep > 1
+        late = has_late_gradients(degrees)
         return cls(
             master=master,
             optimizer=master * job.optimizer_states,
-            gradient=full if degrees.zero < 2 else master,
+            gradient=0.0 if late else full if degrees.zero < 2 else master,
+            late_gradient=master if late else 0.0,
             copy=compute if wrapped and degrees.zero < 3 else 0.0,
             gathered_units=compute if degrees.zero == 3 else 0.0,
-            reduced_units=full if wrapped and degrees.zero >= 2 else 0.0,
+            reduced_units=full if wrapped and (late or degrees.zero >= 2) else 0.0,
         )
+
+
+def has_late_gradients(degrees: Degrees) -> bool:
+    """True for a step of one micro-batch without a pipeline."""
+    return degrees.pp == degrees.num_micro_batches == 1
 
 
 def fixed_reserve_bytes(device: Device) -> float:
@@ -155,21 +168,40 @@ def rank_memory(
     stepped = sum(unit.stepped(degrees) for unit in units)
     rates = StateRates.of(degrees, job)
     pair = max(largest_pair(load.units) for load in loads)
+    gradients = (trainable if degrees.zero < 2 else stepped) * rates.gradient
+    if rates.late_gradient:
+        late = [unit.stepped(degrees) * rates.late_gradient for unit in units]
+        kept = [keep.kept_bytes for load in loads for keep in load.keeps]
+        activations = sum(k for k, g in zip(kept, late, strict=True) if k >= g)
+        gradients = sum(g for k, g in zip(kept, late, strict=True) if k < g)
+    reduced, workspace = _at_work(loads, rates)
     owners = {
         "parameters": stored * rates.master,
-        "gradients": (trainable if degrees.zero < 2 else stepped) * rates.gradient
-        + rates.reduced_units * max(unit.trainable for unit in units),
+        "gradients": gradients + reduced,
         "optimizer": stepped * rates.optimizer,
         "activations": activations,
         "gathered": parameters * rates.copy + rates.gathered_units * pair,
-        "workspace": max(
-            unit.workspace_bytes + keep.again_bytes
-            for load in loads
-            for unit, keep in zip(load.units, load.keeps, strict=True)
-        ),
+        "workspace": workspace,
     }
     reserve = fixed_reserve_bytes(device) + ALLOCATOR_SLACK * sum(owners.values())
     return MemoryEstimate(**owners, reserve=reserve)
+
+
+def _at_work(loads: Sequence[StageLoad], rates: StateRates) -> tuple[float, float]:
+    """The buffer of gradients that were reduced last, and what a unit's backward works with beside it. Where all
+    gradients are late, the last unit of the chain works before there is such a buffer."""
+    reduced = rates.reduced_units * max(unit.trainable for load in loads for unit in load.units)
+    working = [
+        unit.workspace_bytes + keep.again_bytes
+        for load in loads
+        for unit, keep in zip(load.units, load.keeps, strict=True)
+    ]
+    *others, last = working
+    if not rates.late_gradient:
+        return reduced, max(working)
+    if not others or last >= reduced + max(others):
+        return 0.0, last
+    return reduced, max(others)
 
 
 def state_bytes(unit: UnitCost, degrees: Degrees, rates: StateRates) -> float:

@@ -30,6 +30,7 @@ class Run:
         traffic: what the data axes send for one unit.
         optimizer_s: never more than a unit's share of a stage's optimizer step.
         state_bytes: masters, moments, gradients and copy that grow with the number of units.
+        late_bytes: gradients of a unit that come as what it kept goes (see ``cost.memory``).
     """
 
     start: int
@@ -39,6 +40,7 @@ class Run:
     traffic: StateTraffic
     optimizer_s: float
     state_bytes: float
+    late_bytes: float = 0.0
 
 
 def chain_runs(
@@ -60,6 +62,7 @@ def chain_runs(
                 traffic=state_traffic(cost, degrees, job.precision, cluster),
                 optimizer_s=per_element * own,
                 state_bytes=state_bytes(cost, degrees, rates),
+                late_bytes=own * rates.late_gradient,
             )
         )
         start += count

@@ -391,8 +391,10 @@ class Space:
         )
 
     def _least_bytes(self, degrees: Degrees, total: _Total) -> float:
-        state = state_bytes(total.chain, degrees, StateRates.of(degrees, self.job))
-        needed = (state + total.chain.saved_bytes) / degrees.pp
+        rates = StateRates.of(degrees, self.job)
+        late = total.chain.stepped(degrees) * rates.late_gradient
+        needed = state_bytes(total.chain, degrees, rates) + max(total.chain.saved_bytes, late)
+        needed /= degrees.pp
         return needed * (1 + ALLOCATOR_SLACK) + fixed_reserve_bytes(self.cluster.device)
 
     def _sum(self, degrees: Degrees) -> _Total:

@@ -52,8 +52,8 @@ __all__ = [
     "Staging",
     "StagingQuestion",
     "best_of_allowed",
+    "beyond_largest",
     "largest_bytes",
-    "largest_workspace",
     "solve_staging",
 ]
 
@@ -246,16 +246,16 @@ class _Program:
         terms: list[Any] = [largest_bytes(q, stage)]
         if stage + 1 < q.stages:
             terms.append(held * q.sent_bytes)
-        rerun = self.model.add_variable(lb=0.0)  # beyond the largest workspace
-        workspace = largest_workspace(q, stage)
+        rerun = self.model.add_variable(lb=0.0)  # beyond what the largest units work with
         for run, n, ways in zip(q.runs, self.n, self.r, strict=True):
             cost = run.cost
-            terms.append((run.state_bytes + held * cost.saved_bytes) * n[stage])
+            kept = max(held * cost.saved_bytes, run.late_bytes)
+            terms.append((run.state_bytes + kept) * n[stage])
             for _, keep, row in ways:
-                terms.append(held * (keep.kept_bytes - cost.saved_bytes) * row[stage])
+                terms.append((max(held * keep.kept_bytes, run.late_bytes) - kept) * row[stage])
                 some = self.model.add_binary_variable()
                 self.model.add_linear_constraint(row[stage] <= run.count * some)
-                beyond = keep.again_bytes + cost.workspace_bytes - workspace
+                beyond = beyond_largest(q, stage, cost.workspace_bytes + keep.again_bytes)
                 self.model.add_linear_constraint(rerun >= beyond / q.limit_bytes * some)
         total = sum(term * (1 / q.limit_bytes) for term in terms) + rerun
         room = (q.limit_bytes - q.reserve_bytes) / (1 + ALLOCATOR_SLACK) / q.limit_bytes
@@ -345,15 +345,25 @@ def _last_s(run: Run) -> float:
 
 def largest_bytes(question: StagingQuestion, stage: int) -> float:
     """Bytes that go with the largest of the units that a stage may hold, not with their number."""
-    costs, rates = _largest(question, stage), question.rates
-    gathered = rates.gathered_units * largest_pair(costs)
-    reduced = rates.reduced_units * max(cost.trainable for cost in costs)
-    return gathered + reduced + largest_workspace(question, stage)
+    gathered = question.rates.gathered_units * largest_pair(_largest(question, stage))
+    return gathered + _at_work(question, stage)
 
 
-def largest_workspace(question: StagingQuestion, stage: int) -> float:
-    """Of those bytes, what one unit's backward works with."""
-    return max(cost.workspace_bytes for cost in _largest(question, stage))
+def beyond_largest(question: StagingQuestion, stage: int, working: float) -> float:
+    """Bytes by which those that a unit's backward works with exceed what ``largest_bytes`` has for it."""
+    return _reduced(question, stage) + working - _at_work(question, stage)
+
+
+def _at_work(question: StagingQuestion, stage: int) -> float:
+    """Of those bytes, what a unit's backward works with, and the gradients that were reduced before it."""
+    works = [cost.workspace_bytes for cost in _largest(question, stage)]
+    if question.rates.late_gradient and works[1:]:  # the last unit's comes before any reduction
+        return max(works[-1], _reduced(question, stage) + max(works[:-1]))
+    return max(works) + (0.0 if question.rates.late_gradient else _reduced(question, stage))
+
+
+def _reduced(question: StagingQuestion, stage: int) -> float:
+    return question.rates.reduced_units * max(cost.trainable for cost in _largest(question, stage))
 
 
 def _largest(question: StagingQuestion, stage: int) -> list[UnitCost]:

@@ -30,7 +30,7 @@ from autoplan.cost.memory import ALLOCATOR_SLACK, in_flight
 from autoplan.cost.state_traffic import StateTraffic
 from autoplan.search.pipeline_bound import pipeline_bound_s
 from autoplan.search.run import Run
-from autoplan.search.stages import StagingQuestion, largest_bytes, largest_workspace
+from autoplan.search.stages import StagingQuestion, beyond_largest, largest_bytes
 
 __all__ = ["staging_bound_s"]
 
@@ -132,7 +132,7 @@ def _again_s(q: StagingQuestion, unit: Run, fixed: Sequence[Run], n: Any, s: int
     left = (room - n * unit.state_bytes) / (held * each)  # for what a unit keeps
     forced = _forced(q, unit)
     if forced is not None:
-        beyond = max(forced.again_bytes + cost.workspace_bytes - largest_workspace(q, s), 0.0)
+        beyond = max(beyond_largest(q, s, cost.workspace_bytes + forced.again_bytes), 0.0)
         there = np.where(n > 0, beyond / (held * each), 0.0)
         return np.where(
             (forced.kept_bytes <= left - there) | ((n == 0) & (room >= 0)), n * forced.rerun_s, np.nan

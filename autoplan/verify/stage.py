@@ -185,13 +185,22 @@ def rank_bytes(
     experts = [sum(each) for each in zip(*(u.shared_out for u in units), strict=True)]
     own = _a_rank(elements, experts[0], plan), _a_rank(training, experts[1], plan)
     state = full * (own[0] + job.optimizer_states * own[1])
-    state += full * (own[1] if plan.zero >= 2 else training)
+    late = plan.pp == plan.num_micro_batches == 1  # gradients come as activations go
+    if not late:
+        state += full * (own[1] if plan.zero >= 2 else training)
+    reduced = 0.0
     if half != full or plan.zero or plan.ep > 1:
-        state += max(u.training for u in units) * full if plan.zero >= 2 else 0.0
+        reduced = max(u.training for u in units) * full if late or plan.zero >= 2 else 0.0
         state += elements * half if plan.zero < 3 else 0.0
     if plan.zero == 3:
         state += half * max(_neighbours(stage) for stage in stages)
-    at_work = max(u.sums.at_work + u.left.again_bytes for u in units)
+    working = [u.sums.at_work + u.left.again_bytes for u in units]
+    at_work = reduced + max(working)
+    if late:
+        gradients = [full * _a_rank(u.training, u.shared_out[1], plan) for u in units]
+        activations = sum(max(u.left.kept, gradient) for u, gradient in zip(units, gradients, strict=True))
+        *before, first = working  # the last unit's backward comes first, before anything is reduced
+        at_work = max(first, reduced + max(before) if before else 0.0)
     return (state + activations + at_work) * (1 + _SLACK) + _CONTEXT_BYTES[cluster.device.kind]
 
 
