@@ -134,9 +134,11 @@ def test_gradients_of_one_micro_batch_come_as_activations_go(zero: int) -> None:
     memory = rank_memory([load], load.kept_bytes, sizes, job, CLUSTER.device)
     gradient = 4 * unit.trainable / sizes.shard_ranks
     assert unit.input_bytes < gradient  # or nothing would take the place of anything
+    copy = 2 * unit.parameters if zero < 3 else 0
     both = memory.gradients + memory.activations + memory.workspace
+    both += memory.gathered - (4 * unit.parameters if zero == 3 else 0)
     beside = max(unit.workspace_bytes, 4 * unit.trainable + unit.workspace_bytes + ways[0].again_bytes)
-    assert both == sum(max(way.kept_bytes, gradient) for way in ways) + beside
+    assert both == sum(max(way.kept_bytes + copy, gradient) for way in ways) + beside
 
 
 def test_state_traffic_by_zero() -> None:

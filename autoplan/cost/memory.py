@@ -19,15 +19,15 @@ keeps of each what its policy says (``cost.keep``: all that backward reads, its 
 and the rest too of one of them at a time, while its own backward works. Between the halves of a backward, a stage keeps what its products dW read.
 
 A step of one micro-batch without a pipeline has no gradients before activations go: as its backward passes through the
-units, what each kept gives place to its gradients (which zero 1 shards at once, too). So a unit takes the larger of
-the two, which is the worst moment where it is the same one of all units, and never below it.
+units, what each kept and its gathered copy give place to its gradients (which zero 1 shards at once, too). So a unit
+takes the larger of the two, which is the worst moment where it is the same one of all units, and never below it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import compress, pairwise
 from typing import TYPE_CHECKING
 
 from autoplan.cost.degrees import Degrees
@@ -169,18 +169,21 @@ def rank_memory(
     rates = StateRates.of(degrees, job)
     pair = max(largest_pair(load.units) for load in loads)
     gradients = (trainable if degrees.zero < 2 else stepped) * rates.gradient
+    copies = parameters * rates.copy
     if rates.late_gradient:
         late = [unit.stepped(degrees) * rates.late_gradient for unit in units]
+        copied = [unit.parameters * rates.copy for unit in units]
         kept = [keep.kept_bytes for load in loads for keep in load.keeps]
-        activations = sum(k for k, g in zip(kept, late, strict=True) if k >= g)
-        gradients = sum(g for k, g in zip(kept, late, strict=True) if k < g)
+        early = [k + c >= g for k, c, g in zip(kept, copied, late, strict=True)]
+        activations, copies = sum(compress(kept, early)), sum(compress(copied, early))
+        gradients = sum(g for g, before in zip(late, early, strict=True) if not before)
     reduced, workspace = _at_work(loads, rates)
     owners = {
         "parameters": stored * rates.master,
         "gradients": gradients + reduced,
         "optimizer": stepped * rates.optimizer,
         "activations": activations,
-        "gathered": parameters * rates.copy + rates.gathered_units * pair,
+        "gathered": copies + rates.gathered_units * pair,
         "workspace": workspace,
     }
     reserve = fixed_reserve_bytes(device) + ALLOCATOR_SLACK * sum(owners.values())
@@ -205,10 +208,13 @@ def _at_work(loads: Sequence[StageLoad], rates: StateRates) -> tuple[float, floa
 
 
 def state_bytes(unit: UnitCost, degrees: Degrees, rates: StateRates) -> float:
-    """Masters, moments, gradients and copy of one unit: what grows with the number of units."""
+    """Masters, moments, gradients and copy of one unit: what grows with the number of units. Without the copy where it
+    gives place to late gradients."""
     stepped = unit.stepped(degrees)
     gradients = unit.trainable if degrees.zero < 2 else stepped
-    kept = unit.stored(degrees) * rates.master + unit.parameters * rates.copy
+    kept = unit.stored(degrees) * rates.master
+    if not rates.late_gradient:
+        kept += unit.parameters * rates.copy
     return kept + stepped * rates.optimizer + gradients * rates.gradient
 
 

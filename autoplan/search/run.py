@@ -30,7 +30,8 @@ class Run:
         traffic: what the data axes send for one unit.
         optimizer_s: never more than a unit's share of a stage's optimizer step.
         state_bytes: masters, moments, gradients and copy that grow with the number of units.
-        late_bytes: gradients of a unit that come as what it kept goes (see ``cost.memory``).
+        late_bytes, early_bytes: gradients of a unit that come as what it kept goes, and the copy that goes with it
+            (see ``cost.memory``).
     """
 
     start: int
@@ -41,6 +42,11 @@ class Run:
     optimizer_s: float
     state_bytes: float
     late_bytes: float = 0.0
+    early_bytes: float = 0.0
+
+    def taken_bytes(self, kept_bytes: float) -> float:
+        """What a unit that keeps so much takes beside its state, at the worst moment."""
+        return max(kept_bytes + self.early_bytes, self.late_bytes)
 
 
 def chain_runs(
@@ -63,6 +69,7 @@ def chain_runs(
                 optimizer_s=per_element * own,
                 state_bytes=state_bytes(cost, degrees, rates),
                 late_bytes=own * rates.late_gradient,
+                early_bytes=cost.parameters * rates.copy if rates.late_gradient else 0.0,
             )
         )
         start += count

@@ -393,7 +393,8 @@ class Space:
     def _least_bytes(self, degrees: Degrees, total: _Total) -> float:
         rates = StateRates.of(degrees, self.job)
         late = total.chain.stepped(degrees) * rates.late_gradient
-        needed = state_bytes(total.chain, degrees, rates) + max(total.chain.saved_bytes, late)
+        early = total.chain.parameters * rates.copy if late else 0.0
+        needed = state_bytes(total.chain, degrees, rates) + max(total.chain.saved_bytes + early, late)
         needed /= degrees.pp
         return needed * (1 + ALLOCATOR_SLACK) + fixed_reserve_bytes(self.cluster.device)
 

@@ -249,10 +249,10 @@ class _Program:
         rerun = self.model.add_variable(lb=0.0)  # beyond what the largest units work with
         for run, n, ways in zip(q.runs, self.n, self.r, strict=True):
             cost = run.cost
-            kept = max(held * cost.saved_bytes, run.late_bytes)
+            kept = run.taken_bytes(held * cost.saved_bytes)
             terms.append((run.state_bytes + kept) * n[stage])
             for _, keep, row in ways:
-                terms.append((max(held * keep.kept_bytes, run.late_bytes) - kept) * row[stage])
+                terms.append((run.taken_bytes(held * keep.kept_bytes) - kept) * row[stage])
                 some = self.model.add_binary_variable()
                 self.model.add_linear_constraint(row[stage] <= run.count * some)
                 beyond = beyond_largest(q, stage, cost.workspace_bytes + keep.again_bytes)

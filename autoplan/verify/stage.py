@@ -188,19 +188,21 @@ def rank_bytes(
     late = plan.pp == plan.num_micro_batches == 1  # gradients come as activations go
     if not late:
         state += full * (own[1] if plan.zero >= 2 else training)
-    reduced = 0.0
+    reduced = copied = 0.0
     if half != full or plan.zero or plan.ep > 1:
         reduced = max(u.training for u in units) * full if late or plan.zero >= 2 else 0.0
-        state += elements * half if plan.zero < 3 else 0.0
+        copied = half if plan.zero < 3 else 0.0
+        state += 0.0 if late else elements * copied
     if plan.zero == 3:
         state += half * max(_neighbours(stage) for stage in stages)
     working = [u.sums.at_work + u.left.again_bytes for u in units]
     at_work = reduced + max(working)
     if late:
         gradients = [full * _a_rank(u.training, u.shared_out[1], plan) for u in units]
-        activations = sum(max(u.left.kept, gradient) for u, gradient in zip(units, gradients, strict=True))
-        *before, first = working  # the last unit's backward comes first, before anything is reduced
-        at_work = max(first, reduced + max(before) if before else 0.0)
+        before = [u.left.kept + copied * u.elements for u in units]
+        activations = sum(map(max, before, gradients))
+        *later, first = working  # the last unit's backward comes first, before anything is reduced
+        at_work = max(first, reduced + max(later) if later else 0.0)
     return (state + activations + at_work) * (1 + _SLACK) + _CONTEXT_BYTES[cluster.device.kind]
 
 
