@@ -12,6 +12,7 @@ import sys
 import types
 from unittest.mock import patch
 
+import own_ops
 import pytest
 import torch
 import torch.distributed as dist
@@ -21,6 +22,7 @@ from ranks import Ranks
 
 import autoplan
 from autoplan.emit import emit_script
+from autoplan.graph.trace import trace
 
 STEPS = 3
 _BUILD = '''
@@ -29,6 +31,13 @@ def build_model():
     from equality import make
 
     return make({model!r}, {dtype!r})[0], None
+'''
+_OWN = '''
+def build_model():
+    """(model with weights, no example)."""
+    import own_ops
+
+    return own_ops.OwnModel(), None
 '''
 
 _TWO = [
@@ -90,6 +99,19 @@ def _losses(case: Case) -> tuple[list[str], list[str]]:
     expected = [repr(program.step(program.shard(batch)).item()) for batch in batches]
     script = emit_script(graph, plan, _BUILD.format(model=case.model, dtype=case.dtype), "A test.")
     return expected, _run(script, batches)
+
+
+@pytest.mark.parametrize("policy", ["", "random"])
+def test_one_process_with_ops_of_ones_own(policy: str) -> None:
+    generator = torch.Generator().manual_seed(3)
+    draws = torch.randn(STEPS, 2, 2, 6, 16, generator=generator)
+    batches = [{"x": x, "y": y} for x, y in draws]
+    graph = trace(own_ops.OwnModel(), {name: t[:1] for name, t in batches[0].items()})
+    plan = plan_for(graph, Case("own", dtype="fp32", policy=policy, recompute="mixed"))
+    script = emit_script(graph, plan, _OWN, "A test.")
+    torch.manual_seed(0)
+    program = autoplan.parallelize(own_ops.OwnModel(), batches[0], plan=plan)
+    assert _run(script, batches) == [repr(program.step(batch).item()) for batch in batches]
 
 
 def _run(script: str, batches: list[dict[str, torch.Tensor]]) -> list[str]:

@@ -9,8 +9,10 @@ from types import ModuleType
 
 from torch import fx
 
+from autoplan.emit.named import function_of
 from autoplan.errors import PlanError
 from autoplan.graph import gpu_kernels
+from autoplan.graph.functions import FunctionCall
 from autoplan.graph.sources import grouped_mm
 from autoplan.rewrite.keeping import Planned
 
@@ -60,6 +62,10 @@ def forward_code(
             imports.add(f"import {value.__name__} as {name}")
         elif value is type(None):
             text = re.sub(rf"\b{name}\b", "None", text)
+        elif isinstance(value, FunctionCall) and "<" not in value.function.__qualname__:
+            where = value.function.__module__, value.function.__qualname__
+            text = re.sub(rf"\b{re.escape(name)}\b", f"function_of{where!r}", text)
+            calls.append((function_of.__module__, "function_of"))
         elif getattr(value, "__module__", "").startswith("autoplan."):
             own = value.__name__
             text = re.sub(rf"\b{own}\b", f"{own}_0", text)  # a result may be called as the function is
