@@ -106,8 +106,9 @@ def test_one_process_with_ops_of_ones_own(policy: str) -> None:
     generator = torch.Generator().manual_seed(3)
     draws = torch.randn(STEPS, 2, 2, 6, 16, generator=generator)
     batches = [{"x": x, "y": y} for x, y in draws]
-    graph = trace(own_ops.OwnModel(), {name: t[:1] for name, t in batches[0].items()})
-    plan = plan_for(graph, Case("own", dtype="fp32", policy=policy, recompute="mixed"))
+    graph = trace(own_ops.OwnModel(), batches[0])
+    case = Case(micro_batch=2, num_micro_batches=1, dtype="fp32", policy=policy, recompute="mixed")
+    plan = plan_for(graph, case)
     script = emit_script(graph, plan, _OWN, "A test.")
     torch.manual_seed(0)
     program = autoplan.parallelize(own_ops.OwnModel(), batches[0], plan=plan)
