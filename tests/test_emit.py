@@ -20,6 +20,8 @@ from small_models import dropping, windows
 
 import autoplan
 from autoplan.cli.main import main
+from autoplan.emit.code import forward_code
+from autoplan.errors import PlanError
 from autoplan.graph.trace import trace
 from autoplan.plan import Plan, Precision, write_plan
 
@@ -107,7 +109,6 @@ def test_a_script_gives_the_losses_of_the_program_bit_for_bit(two: Ranks, case: 
 @pytest.mark.parametrize(
     ("case", "arguments", "message"),
     [
-        (Case(dtype="fp32"), {"model": "llama3-8b"}, "a model that a script can build without autoplan"),
         (Case(dtype="fp32"), {"model": f"{HERE}/small_models.py:windows", "seq": "8"}, "--seq"),
         (Case(dtype="fp32"), {"out": "/nowhere/train.py"}, "make the directory first"),
     ],
@@ -121,3 +122,13 @@ def test_what_cannot_be_written_is_refused(
     assert main(["emit", str(tmp_path / "plan.json"), *words]) == 2
     assert message in capsys.readouterr().err
     assert not (tmp_path / "train.py").exists()
+
+
+def test_a_call_without_a_name_is_refused() -> None:
+    def nameless(x: torch.Tensor) -> torch.Tensor:
+        return x
+
+    graph = torch.fx.Graph()
+    graph.output(graph.call_function(nameless, (graph.placeholder("x"),)))
+    with pytest.raises(PlanError, match="calls that a script can name"):
+        forward_code(graph)

@@ -10,6 +10,7 @@ import io
 import re
 import sys
 import types
+from pathlib import Path
 from unittest.mock import patch
 
 import own_ops
@@ -17,12 +18,16 @@ import pytest
 import torch
 import torch.distributed as dist
 from case_lists import and_slow, case_name
-from equality import Case, make, make_batch, plan_for, traced
+from equality import SEQ, VOCAB, Case, make, make_batch, plan_for, traced
 from ranks import Ranks
 
 import autoplan
+from autoplan.cli.main import main
 from autoplan.emit import emit_script
+from autoplan.graph.sources import load_source
+from autoplan.graph.sources.sizes import SIZES, DecoderConfig
 from autoplan.graph.trace import trace
+from autoplan.plan import write_plan
 
 STEPS = 3
 _BUILD = '''
@@ -129,3 +134,27 @@ def _run(script: str, batches: list[dict[str, torch.Tensor]]) -> list[str]:
         emitted.__dict__["batches"] = lambda example, file: batches
         emitted.__dict__["main"]()
     return re.findall(r"loss (\S+)", said.getvalue())
+
+
+def test_a_built_in_size_brings_its_classes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shape = {
+        "vocabulary": VOCAB,
+        "hidden": 32,
+        "layers": 2,
+        "heads": 4,
+        "key_heads": 2,
+        "head_size": 8,
+        "ffn": 48,
+    }
+    mixture = {"experts": 4, "experts_per_token": 2, "source": "a small Mixtral", "seq": SEQ}
+    monkeypatch.setitem(SIZES, "tiny", DecoderConfig("rotary", **shape, **mixture))
+    source, batches = load_source("tiny", None), [make_batch("moe", 2, step) for step in range(STEPS)]
+    graph = trace(source.build(), source.example_batch(1), name="tiny")
+    plan = plan_for(graph, Case(dtype="fp32"))
+    write_plan(plan, tmp_path / "plan.json")
+    assert main(["emit", f"{tmp_path}/plan.json", "--model", "tiny", "--out", f"{tmp_path}/alone.py"]) == 0
+    script = (tmp_path / "alone.py").read_text()
+    assert "class RotaryDecoder(nn.Module)" in script and "autoplan." not in script
+    torch.manual_seed(0)
+    program = autoplan.parallelize(source.build(), batches[0], plan=plan)
+    assert _run(script, batches) == [repr(program.step(batch).item()) for batch in batches]

@@ -43,7 +43,7 @@ def run(args: argparse.Namespace) -> int:
 
     Raises:
         PlanError: the plan is for another model, or holds what a script cannot.
-        InputError: the model cannot be built without autoplan, or the file cannot be written.
+        InputError: the file cannot be written.
     """
     from autoplan.plan import read_plan, validate_plan
 
@@ -52,7 +52,7 @@ def run(args: argparse.Namespace) -> int:
     out = Path(args.out)
     if not out.absolute().parent.is_dir():
         raise InputError("--out", args.out, "a file in a directory that exists", "make the directory first")
-    build = _build_model(args.model, out.absolute().parent)
+    build, classes = _build_model(args.model, out.absolute().parent)
 
     import torch
 
@@ -73,33 +73,46 @@ def run(args: argparse.Namespace) -> int:
             f"{graph.fingerprint}, that of {args.model}",
             "name the model, and --seq, that the plan was searched for",
         )
-    script = emit_script(graph, plan, build + "\n\n\n" + _example(batch), f"Train {source.name}.")
+    build += "\n\n\n" + _example(batch)
+    script = emit_script(graph, plan, build, f"Train {source.name}.", classes)
     out.write_text(script, encoding="utf-8")
     print(f"written to {args.out}: torchrun --nproc-per-node {plan.world_size} {args.out}")
     sys.stdout.flush()
     return 0
 
 
-def _build_model(spec: str, directory: Path) -> str:
-    """Source of ``build_model``, which makes the model with weights, and an example batch if the model brings one."""
-    from autoplan.graph.sources.builtin import is_builtin
+def _build_model(spec: str, directory: Path) -> tuple[str, list[type]]:
+    """Source of ``build_model``, which makes the model with weights, and an example batch if the model brings one; and
+    the classes of this package that it needs."""
+    from autoplan.graph.sources.builtin import builtin_config, is_builtin
 
     if is_builtin(spec):
-        raise InputError(
-            "--model",
-            spec,
-            "a model that a script can build without autoplan",
-            "give a factory or a config.json",
-        )
+        config = builtin_config(spec)
+        model = _decoder_class(config.family)
+        return _BUILTIN.format(model=model.__name__, config=config), [model, type(config)]
     if Path(spec).exists() and Path(spec).suffix != ".py":
         file = Path(spec) / "config.json" if Path(spec).is_dir() else Path(spec)
-        return _HUGGING_FACE.format(path=os.path.relpath(file.resolve(), directory))
+        return _HUGGING_FACE.format(path=os.path.relpath(file.resolve(), directory)), []
     location, _, name = spec.rpartition(":")
     if location.endswith(".py"):
         path = os.path.relpath(Path(location).resolve(), directory)
-        return _FILE.format(path=path, name=name, stem=Path(location).stem) + _PARTS
-    return _MODULE.format(module=location, name=name) + _PARTS
+        return _FILE.format(path=path, name=name, stem=Path(location).stem) + _PARTS, []
+    return _MODULE.format(module=location, name=name) + _PARTS, []
 
+
+def _decoder_class(family: str) -> type:
+    from autoplan.graph.sources.decoder import RotaryDecoder
+    from autoplan.graph.sources.gpt import GPTDecoder
+
+    return GPTDecoder if family == "gpt" else RotaryDecoder
+
+
+_BUILTIN = '''
+def build_model():
+    """(model with weights, example of the global batch)."""
+    model = {model}({config!r})
+    return model, example_batch(model)
+'''
 
 _HUGGING_FACE = '''
 def build_model():

@@ -74,8 +74,7 @@ class _Linker:
             if isinstance(statement, ast.Import):
                 self.imports.add(f"import {alias.name}{renamed}")
             elif (statement.module or "").split(".")[0] == _PACKAGE:
-                found = getattr(importlib.import_module(statement.module or ""), alias.name)
-                return self.take(getattr(found, "__module__", statement.module) or "", alias.name)
+                return self.take(statement.module or "", alias.name)
             else:
                 self.imports.add(f"from {statement.module} import {alias.name}{renamed}")
         return None

@@ -8,6 +8,7 @@ source, by way of ``link``), one class for each distinct block, the chain, and a
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from typing import Any
 
 from autoplan.emit.blocks import block_class, block_code, free_class, free_code
@@ -31,7 +32,7 @@ from autoplan.runtime.pipeline import HalvedStage, Stage, first, in_order
 __all__ = ["emit_script"]
 
 
-def emit_script(graph: ModelGraph, plan: Plan, build: str, title: str) -> str:
+def emit_script(graph: ModelGraph, plan: Plan, build: str, title: str, classes: Sequence[type] = ()) -> str:
     """The script.
 
     Args:
@@ -39,6 +40,7 @@ def emit_script(graph: ModelGraph, plan: Plan, build: str, title: str) -> str:
         plan: what to run.
         build: source of ``build_model()``, which returns (model, example batch of global size).
         title: a line that says what it trains.
+        classes: those of this package that ``build`` needs.
 
     Raises:
         PlanError: the plan is not for this model, or the model needs something that a script cannot hold.
@@ -52,10 +54,10 @@ def emit_script(graph: ModelGraph, plan: Plan, build: str, title: str) -> str:
     if graph.weight is not None:
         free["Targets"] = free_code(graph, [graph.weight]), "How many targets of a micro-batch count."
     codes = [*(made.code for made in blocks.values()), *(code for code, _ in free.values())]
-    roots = [(root.__module__, root.__qualname__) for root in _roots(features)]
+    roots = [(root.__module__, root.__qualname__) for root in (*classes, *_roots(features))]
     imported, definitions = linked(dict.fromkeys([*roots, *(call for code in codes for call in code.calls)]))
     end = training(features)
-    text = "\n".join([*imported, *definitions, *imports(features), end])
+    text = "\n".join([*imported, *definitions, *imports(features), build, end])
     names = class_names(blocks, [*free, *re.findall(r"\w+", text)])
     lines = {*imported, *(line for code in codes for line in code.imports), *imports(features)}
     parts = [
@@ -75,7 +77,7 @@ def emit_script(graph: ModelGraph, plan: Plan, build: str, title: str) -> str:
     return _operators_renamed("\n\n\n".join(part for part in parts if part) + "\n")
 
 
-_FUNCTIONS = "Layouts, the collectives that change them, and what else blocks and stages call"
+_FUNCTIONS = "What the rest calls: layouts, the collectives that change them, and more"
 _FREE = "What units may read besides: masks, positions, shifted labels."
 
 

@@ -12,7 +12,7 @@ from autoplan.graph.sources.source import ModelSource, checked_seq, token_batch
 if TYPE_CHECKING:
     from torch import nn
 
-__all__ = ["build_decoder", "builtin_names", "builtin_source", "is_builtin"]
+__all__ = ["build_decoder", "builtin_config", "builtin_names", "builtin_source", "is_builtin"]
 
 
 def builtin_names() -> tuple[str, ...]:
@@ -23,6 +23,11 @@ def builtin_names() -> tuple[str, ...]:
 def is_builtin(name: str) -> bool:
     """Whether ``name`` is a built-in size or another name for one; case does not matter."""
     return _canonical(name) in SIZES
+
+
+def builtin_config(name: str) -> DecoderConfig:
+    """The built-in size ``name``."""
+    return SIZES[_canonical(name)]
 
 
 def builtin_source(name: str, seq: int | None) -> ModelSource:
