@@ -15,6 +15,7 @@ import pytest
 import torch
 from case_lists import and_slow, case_name
 from equality import Case, plan_for
+from msgspec.structs import replace
 from ranks import Ranks
 from small_models import dropping, windows
 
@@ -110,13 +111,14 @@ def test_a_script_gives_the_losses_of_the_program_bit_for_bit(two: Ranks, case: 
     ("case", "arguments", "message"),
     [
         (Case(dtype="fp32"), {"model": f"{HERE}/small_models.py:windows", "seq": "8"}, "--seq"),
+        (Case(tp=2, dtype="fp32"), {}, "layouts: got {}, expected how ops are cut"),
         (Case(dtype="fp32"), {"out": "/nowhere/train.py"}, "make the directory first"),
     ],
 )
 def test_what_cannot_be_written_is_refused(
     case: Case, arguments: dict[str, Any], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    write_plan(_plan(case), tmp_path / "plan.json")
+    write_plan(replace(_plan(case), layouts={}), tmp_path / "plan.json")
     given = {"model": f"{HERE}/small_models.py:windows", "out": str(tmp_path / "train.py"), **arguments}
     words = [word for name, value in given.items() for word in (f"--{name}", value)]
     assert main(["emit", str(tmp_path / "plan.json"), *words]) == 2

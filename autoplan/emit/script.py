@@ -16,6 +16,7 @@ from autoplan.emit.code import Code, class_names
 from autoplan.emit.link import linked
 from autoplan.emit.tables import chain_table, constants, free_names, pipeline_tables, tied_over_stages
 from autoplan.emit.template import imports, training
+from autoplan.errors import PlanError
 from autoplan.graph.cut import cut_graph
 from autoplan.graph.expert_cut import cut_experts
 from autoplan.graph.ir import ModelGraph
@@ -27,6 +28,7 @@ from autoplan.rewrite.random_kernels import sample_draws, unit_draws
 from autoplan.rewrite.replicas import Replicas
 from autoplan.rewrite.stage_module import GradientTimes
 from autoplan.rewrite.unit_module import attach, local_parameter, run_again
+from autoplan.runtime.parallelize import check_model
 from autoplan.runtime.pipeline import HalvedStage, Stage, first, in_order
 
 __all__ = ["emit_script"]
@@ -45,6 +47,7 @@ def emit_script(graph: ModelGraph, plan: Plan, build: str, title: str, classes: 
     Raises:
         PlanError: the plan is not for this model, or the model needs something that a script cannot hold.
     """
+    _check(graph, plan)
     here = cut_graph(graph, plan.cp_layouts, Layout.parse(plan.cp_boundary), plan.cp, plan.cp_order)
     here = cut_experts(here, plan.ep)
     check_policies(here, plan)
@@ -75,6 +78,17 @@ def emit_script(graph: ModelGraph, plan: Plan, build: str, title: str, classes: 
         end,
     ]
     return _operators_renamed("\n\n\n".join(part for part in parts if part) + "\n")
+
+
+def _check(graph: ModelGraph, plan: Plan) -> None:
+    check_model(plan, graph)
+    if (plan.tp > 1 and not plan.layouts) or (plan.cp > 1 and not plan.cp_layouts):
+        raise PlanError(
+            "layouts",
+            {},
+            "how ops are cut among ranks, in a plan to be written out",
+            "search with these degrees (--tp, --cp), and write out what is found",
+        )
 
 
 _FUNCTIONS = "What the rest calls: layouts, the collectives that change them, and more"

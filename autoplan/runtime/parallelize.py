@@ -30,7 +30,7 @@ from autoplan.runtime.same_weights import same_weights
 from autoplan.runtime.state import aliases
 from autoplan.runtime.world import World, agree, broadcast_from_first, cluster_at_hand, join, lay_mesh
 
-__all__ = ["allocated", "local_stages", "parallelize"]
+__all__ = ["allocated", "check_model", "local_stages", "parallelize"]
 
 
 def parallelize(
@@ -89,7 +89,8 @@ def parallelize(
     validate_plan(plan)
     agree("plan", plan.hash())
     graph = graph_at(plan.micro_batch)
-    _check_plan(plan, graph, job)
+    check_model(plan, graph)
+    _check_job(plan, job)
     world = lay_mesh(plan, started)
     parameters, buffers = same_weights(model)
     seed = broadcast_from_first(torch.initial_seed())
@@ -245,27 +246,14 @@ def _complete(plan: Plan, graph_at: Any, job: Job, cluster: Cluster | str | Path
     )
 
 
-def _check_plan(plan: Plan, graph: ModelGraph, job: Job) -> None:
+def check_model(plan: Plan, graph: ModelGraph) -> None:
+    """Raises PlanError if ``plan`` is not for the model of ``graph``."""
     if plan.fingerprint and plan.fingerprint != graph.fingerprint:
         raise PlanError(
             "fingerprint",
             plan.fingerprint,
             f"{graph.fingerprint}, that of this model",
             "search a plan for this model and loss",
-        )
-    if plan.global_batch != job.global_batch:
-        raise PlanError(
-            "global_batch",
-            plan.global_batch,
-            f"{job.global_batch}, as in the example batch",
-            "search a plan for this batch",
-        )
-    if plan.precision is not job.precision:
-        raise PlanError(
-            "precision",
-            plan.precision.value,
-            f"{job.precision.value}, as asked or as the model's weights are",
-            "pass precision=, or search again",
         )
     if graph.meetings and plan.micro_batch < plan.global_batch:
         raise PlanError(
@@ -283,4 +271,21 @@ def _check_plan(plan: Plan, graph: ModelGraph, job: Job) -> None:
         )
         raise PlanError(
             "stages.units", odd, f"the model's {len(actual)} units in order", "search a plan for this model"
+        )
+
+
+def _check_job(plan: Plan, job: Job) -> None:
+    if plan.global_batch != job.global_batch:
+        raise PlanError(
+            "global_batch",
+            plan.global_batch,
+            f"{job.global_batch}, as in the example batch",
+            "search a plan for this batch",
+        )
+    if plan.precision is not job.precision:
+        raise PlanError(
+            "precision",
+            plan.precision.value,
+            f"{job.precision.value}, as asked or as the model's weights are",
+            "pass precision=, or search again",
         )
