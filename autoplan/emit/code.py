@@ -58,12 +58,13 @@ def forward_code(
     for name, value in code.globals.items():
         if not re.search(rf"\b{re.escape(name)}\b", text) or name in _STANDARD:
             continue
+        function = value.function if isinstance(value, FunctionCall) else None
         if isinstance(value, ModuleType):
             imports.add(f"import {value.__name__} as {name}")
         elif value is type(None):
             text = re.sub(rf"\b{name}\b", "None", text)
-        elif isinstance(value, FunctionCall) and "<" not in value.function.__qualname__:
-            where = value.function.__module__, value.function.__qualname__
+        elif function is not None and "<" not in function.__qualname__:
+            where = function.__module__, function.__qualname__
             text = re.sub(rf"\b{re.escape(name)}\b", f"function_of{where!r}", text)
             calls.append((function_of.__module__, "function_of"))
         elif getattr(value, "__module__", "").startswith("autoplan."):
