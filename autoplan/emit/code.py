@@ -6,7 +6,9 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from types import ModuleType
+from typing import Any
 
+import torch
 from torch import fx
 
 from autoplan.emit.named import function_of
@@ -58,7 +60,7 @@ def forward_code(
     for name, value in code.globals.items():
         if not re.search(rf"\b{re.escape(name)}\b", text) or name in _STANDARD:
             continue
-        function = value.function if isinstance(value, FunctionCall) else None
+        function = _function(value)
         if isinstance(value, ModuleType):
             imports.add(f"import {value.__name__} as {name}")
         elif value is type(None):
@@ -86,6 +88,11 @@ def forward_code(
         for number, name in enumerate(steps.values()):
             text = text.replace(f"STEP_{number}_", repr(name))
     return Code(_laid_out(text, paths or {}), tuple(calls), tuple(sorted(imports)))
+
+
+def _function(call: Any) -> type[torch.autograd.Function] | None:
+    """The Function that is called, if one is."""
+    return call.function if isinstance(call, FunctionCall) else None
 
 
 def _operator(op: str) -> list[tuple[str, str]]:
