@@ -4,7 +4,7 @@ An instance is a random model (a chain of units between an embedding and a loss,
 products and element-wise ops), a random cluster of at most eight devices, a batch, and sometimes a pin. Every
 plan of the space is enumerated here: degrees, state sharding, micro-batches, schedules and stages a rank, layouts, all
 cuts of the chain, and which units are recomputed. Each is priced by simulation, and the fastest that fits is what
-the search has to find. Several instances with other memory share one enumeration, as seconds do not depend on it.
+the search has to find. (``mixed``: clusters of two types of device, with plans whose pipeline ranks are of one type each, under 1F1B.) Several instances with other memory share one enumeration, as seconds do not depend on it.
 
 What is taken from the search and not enumerated again: which layouts of a block are offered (``search.layout_choice``), of
 which the fastest is compared with the best of all combinations of options apart, for one block an enumeration.
@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import operator
 import random
 import sys
 from collections.abc import Iterator, Mapping
@@ -34,7 +35,7 @@ from autoplan.cost.unit import UnitCost
 from autoplan.errors import AutoplanError
 from autoplan.graph.ir import Block, ModelGraph, OpKind, Origin, Saved, Unit
 from autoplan.graph.layout import Layout, shard
-from autoplan.hardware import Cluster
+from autoplan.hardware import AnyCluster, Cluster, MixedCluster
 from autoplan.plan import Job, Schedule
 from autoplan.plan.schedule import SCHEDULE_NEEDS
 from autoplan.plan.validate import least_micro_batches
@@ -82,26 +83,32 @@ class Outcome:
 
 @dataclass(frozen=True, slots=True)
 class Family:
-    """A model, a cluster and a job; ``prices`` are (degrees, seconds, bytes on the worst rank) of every plan."""
+    """A model, a cluster and a job; ``prices`` are (degrees, seconds, for each type of device the bytes on the worst
+    rank) of every plan."""
 
     seed: int
     graphs: Graphs
-    cluster: Cluster
+    cluster: AnyCluster
     job: Job
-    prices: tuple[tuple[Degrees, float, float], ...]
+    prices: tuple[tuple[Degrees, float, tuple[float, ...]], ...]
     shape: _Shape
+
+    @property
+    def peaks(self) -> list[tuple[float, ...]]:
+        """The bytes of every plan, those that need least first."""
+        return sorted(peak for _, _, peak in self.prices)
 
     def renamed(self) -> Family:
         """The same under other names of ops, values and the cluster."""
         shape = replace(self.shape, prefix="other_")
-        cluster = changed(self.cluster, name="another")
+        cluster = changed(self.cluster, name="another")  # of one type of device
         return replace(self, graphs=Graphs(shape.graph), shape=shape, cluster=cluster)
 
 
-def families(first_seed: int) -> Iterator[Family]:
+def families(first_seed: int, mixed: bool = False) -> Iterator[Family]:
     """Random ones, one after another; the same for the same seed."""
     for seed in itertools.count(first_seed):
-        family = _family(seed)
+        family = _family(seed, mixed)
         if family is not None:
             yield family
 
@@ -109,18 +116,21 @@ def families(first_seed: int) -> Iterator[Family]:
 def compare(family: Family, instances: int) -> Iterator[Outcome]:
     """The search against the enumeration, for several sizes of memory and pins."""
     draw = random.Random(family.seed * 7919 + 1)
-    peaks = sorted(peak for _, _, peak in family.prices)
+    peaks = family.peaks
     for number in range(instances):
         pin = _pin(draw, family) if number else {}
         peak = peaks[int(draw.random() ** 2 * len(peaks))]
         # the share of a device's memory that plans leave free is the search's, so work back from it
-        slack = limit_bytes(family.cluster.device) / family.cluster.device.usable_bytes
-        cluster = with_memory(family.cluster, peak * draw.choice([0.97, 1.0001, 1.1]) / slack)
-        limit = limit_bytes(cluster.device)
+        device = family.cluster.types[0].device
+        slack = limit_bytes(device) / device.usable_bytes
+        sizes = [held * draw.choice([0.97, 1.0001, 1.1]) / slack for held in peak]
+        cluster = with_memory(family.cluster, *sizes)
+        limits = [limit_bytes(only.device) for only in cluster.types]
         allowed = [
             step_s
             for degrees, step_s, held in family.prices
-            if held <= limit and all(getattr(degrees, name) == value for name, value in pin.items())
+            if all(map(operator.le, held, limits))
+            and all(getattr(degrees, name) == value for name, value in pin.items())
         ]
         found = find(family, cluster, pin)
         yield Outcome(
@@ -132,7 +142,7 @@ def compare(family: Family, instances: int) -> Iterator[Outcome]:
         )
 
 
-def find(family: Family, cluster: Cluster, pin: dict[str, Any]) -> SearchResult:
+def find(family: Family, cluster: AnyCluster, pin: dict[str, Any]) -> SearchResult:
     return search(
         family.graphs,
         family.job,
@@ -146,7 +156,15 @@ def find(family: Family, cluster: Cluster, pin: dict[str, Any]) -> SearchResult:
     )
 
 
-def with_memory(cluster: Cluster, memory: float) -> Cluster:
+def with_memory(cluster: AnyCluster, *memory: float) -> AnyCluster:
+    """``cluster`` with so many bytes on a device of each type."""
+    if isinstance(cluster, MixedCluster):
+        parts = zip(cluster.parts, memory, strict=True)
+        return MixedCluster(cluster.name, tuple(_with_memory(part, size) for part, size in parts))
+    return _with_memory(cluster, *memory)
+
+
+def _with_memory(cluster: Cluster, memory: float) -> Cluster:
     device = cluster.device
     return changed(cluster, device=changed(device, memory_bytes=int(memory), usable_bytes=int(memory)))
 
@@ -160,11 +178,9 @@ def _pin(draw: random.Random, family: Family) -> dict[str, Any]:
     return {name: getattr(degrees, name) for name in draw.sample(names, draw.choice([0, 1, 1, 2]))}
 
 
-def _family(seed: int) -> Family | None:
+def _family(seed: int, mixed: bool) -> Family | None:
     draw = random.Random(seed)
-    nodes, node_size = draw.choice([(1, 1), (1, 2), (1, 2), (1, 4), (2, 1), (2, 2), (1, 3), (2, 4)])
-    cluster = toy_cluster(nodes, node_size, memory=1e15, speed=draw.choice([0.02, 0.1, 1.0, 10.0]))
-    cluster = changed(cluster, overlap=draw.choice([0.0, 0.5, 0.9]))
+    cluster = _two_types(draw) if mixed else _one_type(draw)
     layers = draw.randint(1, 4 if cluster.world_size <= 2 else 3)
     shape = _Shape.of(draw, layers)
     job = Job(global_batch=draw.choice([1, 2, 4, 6, 8]), tokens_per_sample=shape.seq)
@@ -177,21 +193,49 @@ def _family(seed: int) -> Family | None:
     return Family(seed, graphs, cluster, job, prices, shape) if 0 < len(prices) <= MOST else None
 
 
-def every_price(space: Space) -> Iterator[tuple[Degrees, float, float]]:
-    """Each plan of the space, with its seconds and the bytes of its worst rank."""
+def _one_type(draw: random.Random) -> Cluster:
+    nodes, node_size = draw.choice([(1, 1), (1, 2), (1, 2), (1, 4), (2, 1), (2, 2), (1, 3), (2, 4)])
+    return _links(draw, nodes, node_size)
+
+
+def _links(draw: random.Random, nodes: int, node_size: int) -> Cluster:
+    cluster = toy_cluster(nodes, node_size, memory=1e15, speed=draw.choice([0.02, 0.1, 1.0, 10.0]))
+    return changed(cluster, overlap=draw.choice([0.0, 0.5, 0.9]))
+
+
+def _two_types(draw: random.Random) -> MixedCluster:
+    """Nodes of H100s and of A100s, either first, each with links of their own."""
+    sizes = draw.choice(
+        [((1, 1), (1, 1)), ((1, 2), (1, 2)), ((1, 1), (2, 1)), ((1, 2), (1, 4)), ((1, 4), (1, 4))]
+    )
+    parts = [(_links(draw, 2, node_size), nodes) for nodes, node_size in sizes]
+    slower = draw.randrange(2)
+    device = changed(Cluster.load("a100-80-sxm").device, memory_bytes=10**15, usable_bytes=10**15)
+    parts[slower] = changed(parts[slower][0], name="a100", device=device), parts[slower][1]
+    return MixedCluster.of(parts)
+
+
+def every_price(space: Space) -> Iterator[tuple[Degrees, float, tuple[float, ...]]]:
+    """Each plan of the space, with its seconds and the bytes of its worst rank of each type of device."""
     for degrees in every_degrees(space.job, space.cluster, len(space.chain.units)):
         for choice in space.choices(degrees):
             for stages in _stagings(space, degrees, choice.costs):
                 estimate = space.candidate(degrees, choice, stages).estimate
-                yield degrees, estimate.step_time_s, estimate.peak_memory_bytes
+                held = [0.0] * len(space.cluster.types)
+                for rank, stage in zip(degrees.stage_ranks, estimate.stages, strict=True):
+                    kind = space.cluster.type_of(rank, degrees.pp)
+                    held[kind] = max(held[kind], stage.memory.total)
+                yield degrees, estimate.step_time_s, tuple(held)
 
 
-def every_degrees(job: Job, cluster: Cluster, units: int) -> Iterator[Degrees]:
+def every_degrees(job: Job, cluster: AnyCluster, units: int) -> Iterator[Degrees]:
     """All that fill the cluster, straight from what the space is said to hold."""
     world, batch = cluster.world_size, job.global_batch
     sizes = range(1, world + 1)
     for pp, dp, fsdp, tp in itertools.product(sizes, repeat=4):
         if pp * dp * fsdp * tp != world or pp > units or cluster.node_size % tp:
+            continue
+        if isinstance(cluster, MixedCluster) and not _apart(cluster, pp):
             continue
         for zero, micro in itertools.product(range(4), range(1, batch + 1)):
             count, rest = divmod(batch, dp * fsdp * micro)
@@ -200,10 +244,17 @@ def every_degrees(job: Job, cluster: Cluster, units: int) -> Iterator[Degrees]:
             plain = Degrees(pp, dp, fsdp, 1, tp, zero, micro, count)
             if count >= pp:
                 yield plain
-            for schedule, needs in SCHEDULE_NEEDS.items() if pp > 1 else ():
+            for schedule, needs in SCHEDULE_NEEDS.items() if pp > 1 and isinstance(cluster, Cluster) else ():
                 for vpp in range(1, units // pp + 1):
                     if needs.vpp in (None, vpp) and _worth(schedule, vpp, pp, count, units):
                         yield replace(plain, schedule=schedule, vpp=vpp)
+
+
+def _apart(cluster: MixedCluster, pp: int) -> bool:
+    """True if no pipeline rank has devices of two types."""
+    each = cluster.world_size // pp
+    names = [cluster.device_of(rank).name for rank in range(cluster.world_size)]
+    return all(len(set(names[start : start + each])) == 1 for start in range(0, len(names), each))
 
 
 def _worth(schedule: Schedule, vpp: int, pp: int, count: int, units: int) -> bool:
@@ -433,7 +484,7 @@ def _steps(draw: random.Random) -> tuple[tuple[Any, ...], ...]:
 
 def layout_questions(family: Family) -> Iterator[LayoutProblem]:
     """The layouts of one block of the model on two of its ranks, for either boundary; none where a node has one."""
-    if family.cluster.node_size < 2:
+    if family.cluster.node_size < 2 or isinstance(family.cluster, MixedCluster):
         return
     block = list(family.graphs.trace(1).kinds.values())[1]
     for boundary in (Layout.parse("R"), shard(1)):

@@ -42,6 +42,14 @@ def test_finds_the_best_of_all_plans(brute: ModuleType) -> None:
     assert sum(outcome.best_s is None for outcome in outcomes) < 40
 
 
+def test_finds_the_best_of_all_plans_on_two_types_of_device(brute: ModuleType) -> None:
+    outcomes = []
+    for family in itertools.islice(brute.families(0, mixed=True), 8):
+        outcomes += list(brute.compare(family, 4))
+    assert [outcome for outcome in outcomes if not outcome.equal] == []
+    assert sum(outcome.best_s is None for outcome in outcomes) < 22
+
+
 @settings(max_examples=12, deadline=None, derandomize=True)
 @given(
     seed=st.integers(0, 400),
@@ -52,12 +60,10 @@ def test_a_larger_space_is_never_worse_and_names_change_nothing(
     brute: ModuleType, seed: int, share: float, which: str
 ) -> None:
     family = next(brute.families(1000 + seed))
-    peaks = sorted(peak for _, _, peak in family.prices)
-    cluster = brute.with_memory(family.cluster, share * peaks[len(peaks) // 2])
+    (middle,) = family.peaks[len(family.peaks) // 2]
+    cluster = brute.with_memory(family.cluster, share * middle)
     free = brute.find(family, cluster, {})
-    other = brute.find(
-        family.renamed(), brute.with_memory(family.renamed().cluster, share * peaks[len(peaks) // 2]), {}
-    )
+    other = brute.find(family.renamed(), brute.with_memory(family.renamed().cluster, share * middle), {})
     assert free.status is other.status
     if free.estimate is not None and other.estimate is not None:
         assert other.estimate.step_time_s == free.estimate.step_time_s

@@ -102,7 +102,7 @@ def test_from_the_command_line(capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.parametrize(
     ("options", "status", "text"),
     [
-        (["--clusters", "l4"], 2, "device.price_per_hour"),
+        (["--clusters", "gb300-nvl72"], 2, "device.price_per_hour"),
         (["--clusters", "h100-sxm", "--price", "a100=1"], 2, "--price: got 'a100'"),
         (["--clusters", "h100-sxm", "--price", "1"], 2, "NAME=DOLLARS"),
         (["--clusters", "h100-sxm", "--nodes", "4..1"], 2, "--nodes: got '4..1'"),

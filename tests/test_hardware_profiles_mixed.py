@@ -7,18 +7,16 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
-import autoplan
 from autoplan.errors import AutoplanError, ProfileError
 from autoplan.hardware import Cluster, MixedCluster, read_any
-from autoplan.search import search
 
 A100, H100 = Cluster.of("a100-80-sxm", nodes=2), Cluster.of("h100-sxm", nodes=2)
 MIXED = Cluster.of([("a100-80-sxm", 2), ("h100-sxm", 2)])
+CPUS = replace(H100, device=replace(H100.device, kind="cpu"))
 WHOLE = {name: Cluster.of(name, nodes=4) for name in ("a100-80-sxm", "h100-sxm")}
 
 
@@ -110,6 +108,7 @@ def test_a_file_names_the_parts(tmp_path: Path) -> None:
         ([("h100-sxm", 2), ("a100-80-sxm", 0)], "--nodes: got 0"),
         ([("h100-sxm", 2), ("cpu-gloo-4", 1)], "parts: got 'cpu-gloo-4', expected profiles with a network"),
         ([("h100-sxm", 2), ("a100-80-sxm", 2**20)], "parts: got 8388624, expected at most 1048576 devices"),
+        ([("h100-sxm", 2), (CPUS, 2)], r"parts: got \['cpu', 'cuda'\], expected devices of one kind"),
         ([("h100-sxm", 2), 3], "parts: got 3, expected pairs of a profile and a number of nodes"),
     ],
 )
@@ -123,10 +122,17 @@ def test_what_wants_one_type_of_device_says_so() -> None:
         ProfileError, match=r"cluster: got .*, expected one type of device; use one part of it"
     ):
         Cluster.of(MIXED)  # type: ignore[call-overload]
-    with pytest.raises(ProfileError, match=r"cluster: got .*, expected one type of device"):
-        search(lambda _: pytest.fail("traced"), autoplan.Job(global_batch=8), MIXED)  # type: ignore[arg-type]
-    with pytest.raises(ProfileError, match=r"cluster: got .*, expected one type of device"):
-        autoplan.parallelize(torch.nn.Linear(2, 2), torch.zeros(2, 2), cluster=MIXED)  # type: ignore[arg-type]
+
+
+def test_pipeline_ranks_have_devices_of_one_type() -> None:
+    assert (MIXED.stage_multiple, MIXED.node_size, MIXED.nodes) == (2, 8, 4)
+    assert [MIXED.type_of(rank, 4) for rank in range(4)] == [0, 0, 1, 1]
+    with pytest.raises(ProfileError, match="pipeline ranks: got 1, expected a multiple of 2"):
+        MIXED.type_of(0, 1)
+    uneven = Cluster.of([("a100-80-sxm", 1), ("h100-sxm", 3)])
+    assert (uneven.stage_multiple, uneven.times(2).stage_multiple, uneven.times(2).nodes) == (4, 4, 8)
+    for only, whole in zip(MIXED.types, WHOLE.values(), strict=True):  # each as large as all of it
+        assert (only.levels, only.device) == (whole.levels, whole.device)
 
 
 @pytest.mark.parametrize(("size", "stride", "first"), [(33, 1, None), (0, 1, None), (2, 1, 31), (2, 1, -1)])

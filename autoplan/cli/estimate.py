@@ -12,7 +12,7 @@ from autoplan.errors import InputError
 
 if TYPE_CHECKING:
     from autoplan.cost.transformer.configuration import Configuration
-    from autoplan.hardware import Cluster
+    from autoplan.hardware import AnyCluster
 
 __all__ = ["add_parser", "run"]
 
@@ -66,8 +66,8 @@ def _add_model(parser: argparse.ArgumentParser) -> None:
     )
     model.add_argument(
         "--cluster",
-        metavar="NAME|FILE",
-        help="a hardware profile or a TOML file; with --table it replaces what the rows name",
+        metavar="NAME|FILE|PARTS",
+        help="a hardware profile or a TOML file, or PROFILE:NODES+PROFILE:NODES (as for search); with --table it replaces what the rows name",
     )
     size = model.add_mutually_exclusive_group()
     size.add_argument("--nodes", metavar="N", type=whole_number("--nodes"), help="nodes of the cluster")
@@ -198,13 +198,13 @@ def _run_one(args: argparse.Namespace) -> int:
     from autoplan.cost.transformer.formats import formats_of
     from autoplan.cost.transformer.one import estimate_one
     from autoplan.cost.transformer.software import SOFTWARE
-    from autoplan.hardware import Cluster
+    from autoplan.hardware import cluster_of
 
     name, shape, usual_seq = model_shape(args.model)
-    cluster = Cluster.of(args.cluster, nodes=args.nodes, gpus=args.gpus)
+    cluster = cluster_of(args.cluster, nodes=args.nodes, gpus=args.gpus)
     configuration = _configuration(args, usual_seq, cluster, int(shape.layers))
     schedule = args.schedule or ("interleaved" if configuration.vpp > 1 else "1f1b")
-    check_configuration(shape, configuration, cluster.world_size, schedule)
+    check_configuration(shape, configuration, cluster, schedule)
     estimate = estimate_one(
         shape, configuration, cluster, formats_of(args.precision), SOFTWARE[args.program], schedule
     )
@@ -235,7 +235,9 @@ def _write_trace(path: str, name: str, run_of: tuple[Any, ...]) -> None:
         raise InputError("--trace", path, f"a file that can be written ({error})", "choose another") from None
 
 
-def _configuration(args: argparse.Namespace, usual_seq: int, cluster: Cluster, layers: int) -> Configuration:
+def _configuration(
+    args: argparse.Namespace, usual_seq: int, cluster: AnyCluster, layers: int
+) -> Configuration:
     from autoplan.cost.transformer.configuration import Configuration, Recompute
 
     tp, pp, cp = args.tp or 1, args.pp or 1, args.cp or 1

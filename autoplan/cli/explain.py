@@ -74,7 +74,7 @@ def _whole(option: str) -> Any:
 def run(args: argparse.Namespace) -> int:
     """Print what the plan is worth; a comparison with nothing that fits is an answer too."""
     from autoplan.graph.sources import load_source
-    from autoplan.hardware import Cluster
+    from autoplan.hardware import cluster_of
     from autoplan.plan import read_plan
     from autoplan.search.graphs import Graphs
 
@@ -83,7 +83,7 @@ def run(args: argparse.Namespace) -> int:
     pin = _pins(args)
     with LateProgress(args.quiet or args.json) as progress:
         progress.update("reading the model and the cluster")
-        cluster = Cluster.of(args.cluster, nodes=args.nodes, gpus=args.gpus)
+        cluster = cluster_of(args.cluster, nodes=args.nodes, gpus=args.gpus)
         source = load_source(args.model, args.seq)
         job = job_of(args, source)
         graphs = Graphs(graphs_of(source, job, cluster, routing_of(args), progress))

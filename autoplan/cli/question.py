@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from autoplan.graph.ir import ModelGraph
     from autoplan.graph.routing import Routing
     from autoplan.graph.sources import ModelSource
-    from autoplan.hardware import Cluster
+    from autoplan.hardware import AnyCluster
     from autoplan.plan import Job
 
 __all__ = [
@@ -91,9 +91,11 @@ def add_cluster(parser: argparse.ArgumentParser) -> None:
     cluster = parser.add_argument_group("where to train it")
     cluster.add_argument(
         "--cluster",
-        metavar="NAME|FILE",
+        metavar="NAME|FILE|PARTS",
         required=True,
-        help="a shipped or measured hardware profile, or a TOML file (measure one with `autoplan profile`)",
+        help="a shipped or measured hardware profile, or a TOML file (measure one with `autoplan profile`); or two types "
+        "of device, PROFILE:NODES+PROFILE:NODES, the nodes of the first numbered first, as a100-80-sxm:4+h100-sxm:4: "
+        "each pipeline stage then lies on one type (schedule 1f1b, pp such that stages do not straddle)",
     )
     add_size(cluster)
 
@@ -268,7 +270,7 @@ def routing_of(args: argparse.Namespace) -> Routing:
 
 
 def graphs_of(
-    source: ModelSource, job: Job, cluster: Cluster, routing: Routing, progress: LateProgress
+    source: ModelSource, job: Job, cluster: AnyCluster, routing: Routing, progress: LateProgress
 ) -> Any:
     """``graph_at``: the model traced for a number of samples, each number once."""
     progress.update(f"building {source.name}")
@@ -288,7 +290,7 @@ def graphs_of(
             source.loss,
             job.precision,
             source.name,
-            device=cluster.device.kind,
+            device=cluster.types[0].device.kind,
             routing=routing,
         )
 

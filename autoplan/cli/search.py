@@ -26,7 +26,7 @@ from autoplan.errors import InputError
 
 if TYPE_CHECKING:
     from autoplan.graph.ir import ModelGraph
-    from autoplan.hardware import Cluster
+    from autoplan.hardware import AnyCluster
     from autoplan.plan import Job, Plan
     from autoplan.search.objective import Run
     from autoplan.search.result import SearchResult
@@ -39,6 +39,7 @@ examples:
   autoplan search llama3-8b --cluster h100-sxm --nodes 2 --global-batch 256
   autoplan search path/to/config.json --cluster h100-sxm --gpus 64 --seq 4096 --global-batch 512 --out plan.json
   autoplan search llama3-8b --cluster h100-sxm --nodes 8 --global-batch 512 --tokens 1e12 --objective energy --max-days 60
+  autoplan search llama3-8b --cluster a100-80-sxm:4+h100-sxm:4 --global-batch 512
   autoplan search my_models.py:make --cluster cluster.toml --global-batch 64 --tp 2 --no-recompute --json
 
 exit status: 0 a plan was found; 2 an input is wrong; 3 nothing fits (the message says what would), or
@@ -111,13 +112,13 @@ def _add_output(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Search, write ``--out``, print; the exit status is 3 when nothing fits."""
     from autoplan.graph.sources import load_source
-    from autoplan.hardware import Cluster
+    from autoplan.hardware import cluster_of
 
     for option in ("--out", "--trace"):
         _check_out(option, getattr(args, option.strip("-")))
     with LateProgress(args.quiet) as progress:
         progress.update("reading the model and the cluster")
-        cluster = Cluster.of(args.cluster, nodes=args.nodes, gpus=args.gpus)
+        cluster = cluster_of(args.cluster, nodes=args.nodes, gpus=args.gpus)
         source = load_source(args.model, args.seq)
         job = job_of(args, source)
         graph_at = graphs_of(source, job, cluster, routing_of(args), progress)
@@ -150,7 +151,7 @@ def _check_out(option: str, out: str | None) -> None:
 
 
 def _search(
-    args: argparse.Namespace, graph_at: Any, job: Job, cluster: Cluster, progress: LateProgress
+    args: argparse.Namespace, graph_at: Any, job: Job, cluster: AnyCluster, progress: LateProgress
 ) -> SearchResult:
     from autoplan.search import search
     from autoplan.search.goal import Goal, Objective
@@ -185,7 +186,7 @@ def _search(
         raise type(error)(option, error.value, error.expected, error.remedy) from None
 
 
-def _run_of(args: argparse.Namespace, result: SearchResult, job: Job, cluster: Cluster) -> Run | None:
+def _run_of(args: argparse.Namespace, result: SearchResult, job: Job, cluster: AnyCluster) -> Run | None:
     """Figures of the run that ``--tokens`` describes."""
     if args.tokens is None or result.best is None:
         return None
@@ -194,7 +195,7 @@ def _run_of(args: argparse.Namespace, result: SearchResult, job: Job, cluster: C
     return run_of(result.best, args.tokens, job, cluster, args.price)
 
 
-def _write_trace(path: str, graph: ModelGraph, plan: Plan, job: Job, cluster: Cluster) -> None:
+def _write_trace(path: str, graph: ModelGraph, plan: Plan, job: Job, cluster: AnyCluster) -> None:
     import msgspec
 
     from autoplan.cost.plan_trace import plan_trace
@@ -222,7 +223,7 @@ def _tell_conflict(args: argparse.Namespace, result: SearchResult) -> int:
 
 
 def _print_report(
-    args: argparse.Namespace, result: SearchResult, job: Job, cluster: Cluster, ran: Run | None
+    args: argparse.Namespace, result: SearchResult, job: Job, cluster: AnyCluster, ran: Run | None
 ) -> None:
     from autoplan.report import print_report, search_report
 

@@ -25,15 +25,23 @@ class MemoryEstimate(msgspec.Struct, frozen=True, kw_only=True):
 
 class StageEstimate(msgspec.Struct, frozen=True, kw_only=True):
     """One pipeline stage: seconds of one micro-batch's forward and backward pass, and the memory of the rank that
-    holds it, perhaps with others."""
+    holds it, perhaps with others, and what of its device's a plan may use."""
 
     forward_s: float
     backward_s: float
     memory: MemoryEstimate
+    memory_limit_bytes: float = 0.0
+
+    @property
+    def filled(self) -> float:
+        """How much of its limit is used (of one and the same, where it is not said)."""
+        return self.memory.total / (self.memory_limit_bytes or 1.0)
 
 
 class Estimate(msgspec.Struct, frozen=True, kw_only=True):
     """The price of a plan. ``parts`` are seconds by cause on the busiest path; they add up to the step.
+
+    ``peak_memory_bytes`` and ``memory_limit_bytes`` are of the rank that is nearest to what its device has; ``fits`` is of all.
 
     ``busy_s`` is for how long of a step the mean rank computes, optimizer and recomputation included. ``mfu`` counts attention as causal where the model's is; ``mfu_full_attention`` counts all of it.
     """

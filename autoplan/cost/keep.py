@@ -75,7 +75,7 @@ def keep_of(where: str, found: Storages, policy: Mapping[str, str], cluster: Clu
             host += step.inside_bytes
         elif step.name not in runs:
             kept += step.inside_bytes
-    steps = [found.steps[name] for name in runs]
+    steps = [step for step in found.steps.values() if step.name in runs]
     return Keep(
         kept_bytes=kept,
         again_s=sum(step.forward_s for step in steps),

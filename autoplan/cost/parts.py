@@ -53,7 +53,7 @@ def predicted_parts(
     units: dict[tuple[str, str], _BoundSeconds] = {}
     for bound in BOUNDS:
         only = cast("Cluster", _OneBound(cluster, bound))
-        for kind, cost in unit_prices(graph, plan, job, only, strategies_of)[1].items():
+        for kind, cost in unit_prices(graph, plan, job, only, strategies_of)[1][0].items():
             t = cost.times  # what is left of communication here is copying, which costs compute
             units.setdefault((kind, "forward"), {})[bound] = t.forward_s + t.forward_comm_s
             units.setdefault((kind, "backward"), {})[bound] = t.backward_s + t.backward_comm_s
@@ -109,8 +109,12 @@ class _OneBound:
     """A cluster on which only what ``bound`` sets the pace of takes time, and sending takes none."""
 
     def __init__(self, cluster: Cluster, bound: str) -> None:
-        self.world_size = cluster.world_size
+        self.name, self.world_size = cluster.name, cluster.world_size
+        self.stage_multiple, self.types = 1, (self,)
         self.device = _OneBoundDevice(cluster.device, bound)
+
+    def type_of(self, rank: int, ranks: int) -> int:
+        return 0
 
     def collective_time_s(self, kind: str, nbytes: Any, size: int, stride: int = 1) -> float:
         return 0.0

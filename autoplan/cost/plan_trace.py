@@ -13,14 +13,14 @@ from autoplan.cost.unit import StrategiesOf
 
 if TYPE_CHECKING:
     from autoplan.graph.ir import ModelGraph
-    from autoplan.hardware import Cluster
+    from autoplan.hardware import AnyCluster
     from autoplan.plan import Job, Plan
 
 __all__ = ["plan_trace"]
 
 
 def plan_trace(
-    graph: ModelGraph, plan: Plan, job: Job, cluster: Cluster, *, strategies_of: StrategiesOf | None = None
+    graph: ModelGraph, plan: Plan, job: Job, cluster: AnyCluster, *, strategies_of: StrategiesOf | None = None
 ) -> dict[str, Any]:
     """The step of ``plan`` in the Trace Event Format (see ``cost.pipeline.chrome_trace``).
 

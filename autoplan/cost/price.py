@@ -16,7 +16,7 @@ from autoplan.plan.policies import check_policies
 if TYPE_CHECKING:
     from autoplan.cost.estimate import Estimate
     from autoplan.graph.ir import ModelGraph
-    from autoplan.hardware import Cluster
+    from autoplan.hardware import AnyCluster
     from autoplan.plan import Job, Plan
 
 __all__ = ["plan_stages", "price", "unit_prices"]
@@ -25,7 +25,7 @@ _AGAIN = "search again for this model and cluster"
 
 
 def price(
-    graph: ModelGraph, plan: Plan, job: Job, cluster: Cluster, *, strategies_of: StrategiesOf | None = None
+    graph: ModelGraph, plan: Plan, job: Job, cluster: AnyCluster, *, strategies_of: StrategiesOf | None = None
 ) -> Estimate:
     """Predict the step time and memory of ``plan``.
 
@@ -40,7 +40,7 @@ def price(
 
 
 def plan_stages(
-    graph: ModelGraph, plan: Plan, job: Job, cluster: Cluster, *, strategies_of: StrategiesOf | None = None
+    graph: ModelGraph, plan: Plan, job: Job, cluster: AnyCluster, *, strategies_of: StrategiesOf | None = None
 ) -> list[StagePrice]:
     """The price of each stage of ``plan``; arguments and errors as for ``price``."""
     graph, costs, sent = unit_prices(graph, plan, job, cluster, strategies_of)
@@ -48,9 +48,9 @@ def plan_stages(
 
 
 def unit_prices(
-    graph: ModelGraph, plan: Plan, job: Job, cluster: Cluster, strategies_of: StrategiesOf | None = None
-) -> tuple[ModelGraph, dict[str, UnitCost], Sequence[float]]:
-    """One cp rank's graph, the price of a unit of each kind, and what a cut after each unit sends."""
+    graph: ModelGraph, plan: Plan, job: Job, cluster: AnyCluster, strategies_of: StrategiesOf | None = None
+) -> tuple[ModelGraph, list[dict[str, UnitCost]], Sequence[float]]:
+    """One cp rank's graph, for each of ``cluster.types`` the price of a unit of each kind, and what a cut after each unit sends."""
     _check(graph, plan, job, cluster)
     if plan.cp > 1:
         from autoplan.graph.cut import cut_graph
@@ -66,18 +66,21 @@ def unit_prices(
 
         strategies_of = strategies
     boundary = Layout.parse(plan.boundary)
-    costs = {
-        kind: unit_cost(
-            block,
-            plan.layouts.get(kind, {}),
-            boundary,
-            plan.tp,
-            cluster,
-            strategies_of,
-            plan.policies.get(kind),
-        )
-        for kind, block in graph.kinds.items()
-    }
+    costs = [
+        {
+            kind: unit_cost(
+                block,
+                plan.layouts.get(kind, {}),
+                boundary,
+                plan.tp,
+                only,
+                strategies_of,
+                plan.policies.get(kind),
+            )
+            for kind, block in graph.kinds.items()
+        }
+        for only in cluster.types
+    ]
     return graph, costs, crossing_bytes(graph, boundary, plan.tp)
 
 
@@ -92,7 +95,7 @@ def _assignments(graph: ModelGraph, plan: Plan) -> list[Assignment]:
     return stages
 
 
-def _check(graph: ModelGraph, plan: Plan, job: Job, cluster: Cluster) -> None:
+def _check(graph: ModelGraph, plan: Plan, job: Job, cluster: AnyCluster) -> None:
     for field, value, expected in (
         ("fingerprint", plan.fingerprint, graph.fingerprint),
         ("micro_batch", plan.micro_batch, graph.micro_batch),
@@ -102,6 +105,13 @@ def _check(graph: ModelGraph, plan: Plan, job: Job, cluster: Cluster) -> None:
     ):
         if value != expected:
             raise PlanError(field, value, str(expected), _AGAIN)
+    if plan.pp % cluster.stage_multiple:
+        expected = f"a multiple of {cluster.stage_multiple}, so that no stage has devices of two types"
+        raise PlanError("pp", plan.pp, expected, _AGAIN)
+    for index, (stage, rank) in enumerate(zip(plan.stages, plan.stage_ranks, strict=True)):
+        name = cluster.types[cluster.type_of(rank, plan.pp)].name
+        if stage.device not in ("", name):
+            raise PlanError(f"stages[{index}].device", stage.device, f"{name}, that of its ranks", _AGAIN)
     planned = [name for stage in plan.stages for name in stage.units]
     chain = [unit.name for unit in graph.units]
     if planned != chain:

@@ -26,7 +26,7 @@ from autoplan.plan.schedule import SCHEDULE_NEEDS
 
 if TYPE_CHECKING:
     from autoplan.graph.ir import ModelGraph
-    from autoplan.hardware import Cluster
+    from autoplan.hardware import AnyCluster
     from autoplan.plan import Job
 
 __all__ = ["Assignment", "StagePrice", "simulated", "stage_prices", "step_estimate"]
@@ -56,29 +56,36 @@ class Assignment:
 @dataclass(frozen=True, slots=True)
 class StagePrice:
     """One stage: its units with what each keeps, its seconds, what it holds, the memory of its rank, and the seconds
-    to send one micro-batch to the next stage (0 on the last, and to one on the same rank)."""
+    to send one micro-batch to the next stage (0 on the last, and to one on the same rank), and the bytes of its rank's
+    device that a plan may use."""
 
     units: tuple[tuple[UnitCost, Keep], ...]
     times: StageTimes
     load: StageLoad
     memory: MemoryEstimate
     send_s: float
+    limit_bytes: float
 
 
 def step_estimate(
     graph: ModelGraph,
-    costs: Mapping[str, UnitCost],
+    costs: Sequence[Mapping[str, UnitCost]],
     sent_bytes: Sequence[float],
     stages: Sequence[Assignment],
     degrees: Degrees,
     job: Job,
-    cluster: Cluster,
+    cluster: AnyCluster,
 ) -> Estimate:
     """Price ``stages`` of ``graph``; arguments as for ``stage_prices``."""
     priced = stage_prices(graph, costs, sent_bytes, stages, degrees, job, cluster)
     step_s, parts = _step_parts(priced, degrees)
     estimates = tuple(
-        StageEstimate(forward_s=p.times.forward_s, backward_s=p.times.backward_s, memory=p.memory)
+        StageEstimate(
+            forward_s=p.times.forward_s,
+            backward_s=p.times.backward_s,
+            memory=p.memory,
+            memory_limit_bytes=p.limit_bytes,
+        )
         for p in priced
     )
     m = degrees.num_micro_batches
@@ -89,31 +96,39 @@ def step_estimate(
 
 def stage_prices(
     graph: ModelGraph,
-    costs: Mapping[str, UnitCost],
+    costs: Sequence[Mapping[str, UnitCost]],
     sent_bytes: Sequence[float],
     stages: Sequence[Assignment],
     degrees: Degrees,
     job: Job,
-    cluster: Cluster,
+    cluster: AnyCluster,
 ) -> list[StagePrice]:
-    """Price each of ``stages``.
+    """Price each of ``stages``, on its rank's type of device. Between two types, the slower sets the pace of a send.
 
     Args:
-        costs: the price of a unit of each kind.
+        costs: for each of ``cluster.types``, the price of a unit of each kind.
         sent_bytes: what a cut after each unit sends (``crossing_bytes``).
     """
     ranges = [(stage.start, stage.stop) for stage in stages]
-    summed = tied_s(graph, costs, ranges, degrees, job.precision, cluster)
+    summed = tied_s(graph, costs[0], ranges, degrees, job.precision, cluster)
     ranks = degrees.stage_ranks
+    types = [cluster.type_of(rank, degrees.pp) for rank in range(degrees.pp)]
     loads, times, sends = [], [], []
     for index, stage in enumerate(stages):
-        units = stage_units(graph, costs, stage.start, stage.stop)
+        here = types[ranks[index]]
+        units = stage_units(graph, costs[here], stage.start, stage.stop)
         keeps = [unit.keep(stage.way(stage.start + place)) for place, unit in enumerate(units)]
         sent = sent_bytes[stage.stop - 1] if index + 1 < len(stages) else 0.0
         away = index + 1 < len(stages) and ranks[index] != ranks[index + 1]
         loads.append(StageLoad(units, keeps, sent))
-        times.append(stage_times(units, keeps, summed[index], degrees, job, cluster))
-        sends.append(cluster.p2p_time_s(sent, degrees.pp_stride, degrees.pp) if away else 0.0)
+        times.append(stage_times(units, keeps, summed[index], degrees, job, cluster.types[here]))
+        ends = {here, types[ranks[index + 1]]} if away else ()
+        sends.append(
+            max(
+                (cluster.types[one].p2p_time_s(sent, degrees.pp_stride, degrees.pp) for one in ends),
+                default=0.0,
+            )
+        )
     activations = activation_bytes(loads, degrees)
     memory = [
         rank_memory(
@@ -121,7 +136,7 @@ def stage_prices(
             activations[rank],
             degrees,
             job,
-            cluster.device,
+            cluster.types[types[rank]].device,
         )
         for rank in range(degrees.pp)
     ]
@@ -132,6 +147,7 @@ def stage_prices(
             load=load,
             memory=memory[rank],
             send_s=send_s,
+            limit_bytes=limit_bytes(cluster.types[types[rank]].device),
         )
         for load, stage_s, send_s, rank in zip(loads, times, sends, ranks, strict=True)
     ]
@@ -193,7 +209,7 @@ def _step_parts(stages: Sequence[StagePrice], degrees: Degrees) -> tuple[float, 
 def _estimate(
     graph: ModelGraph,
     job: Job,
-    cluster: Cluster,
+    cluster: AnyCluster,
     step_s: float,
     parts: dict[str, float],
     stages: tuple[StageEstimate, ...],
@@ -201,11 +217,11 @@ def _estimate(
 ) -> Estimate:
     graph = graph.whole or graph
     per_rank = job.global_batch / graph.micro_batch / cluster.world_size / step_s
-    peak = cluster.device.peak(job.precision.compute_dtype)
+    dtype = job.precision.compute_dtype
+    peak = sum(share * of.device.peak(dtype) for share, of in zip(cluster.shares, cluster.types, strict=True))
     flops_per_s = model_flops(graph, full_attention=False) * per_rank
     tokens_per_s = job.global_batch * max(job.tokens_per_sample, 1) / step_s
-    worst = max(stage.memory.total for stage in stages)
-    limit = limit_bytes(cluster.device)
+    worst = max(stages, key=lambda stage: stage.filled)
     return Estimate(
         step_time_s=step_s,
         tokens_per_s=tokens_per_s,
@@ -213,9 +229,9 @@ def _estimate(
         model_tflops_per_gpu=flops_per_s / 1e12,
         mfu=flops_per_s / peak,
         mfu_full_attention=model_flops(graph, full_attention=True) * per_rank / peak,
-        peak_memory_bytes=worst,
-        memory_limit_bytes=limit,
-        fits=worst <= limit,
+        peak_memory_bytes=worst.memory.total,
+        memory_limit_bytes=worst.memory_limit_bytes,
+        fits=worst.memory.total <= worst.memory_limit_bytes,
         parts=parts,
         stages=stages,
         busy_s=busy_s,

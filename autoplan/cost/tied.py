@@ -11,7 +11,7 @@ from autoplan.cost.unit import UnitCost
 
 if TYPE_CHECKING:
     from autoplan.graph.ir import ModelGraph
-    from autoplan.hardware import Cluster
+    from autoplan.hardware import AnyCluster
     from autoplan.plan import Precision
 
 __all__ = ["kinds_once", "stage_units", "tied_s"]
@@ -53,7 +53,7 @@ def tied_s(
     ranges: Sequence[tuple[int, int]],
     degrees: Degrees,
     precision: Precision,
-    cluster: Cluster,
+    cluster: AnyCluster,
 ) -> list[float]:
     """For each stage (a range of the chain), seconds to sum the gradients that its rank shares with other ranks."""
     seconds, ranks = [0.0] * len(ranges), degrees.stage_ranks

@@ -13,6 +13,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from autoplan.hardware.cluster import Cluster
+from autoplan.hardware.cluster_text import AnyCluster, cluster_of
 from autoplan.hardware.device import DTYPE_BYTES, Device
 from autoplan.hardware.host import HostLink
 from autoplan.hardware.level import COLLECTIVES, GroupEfficiency, Level, Protocol
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
 __all__ = [
     "COLLECTIVES",
     "DTYPE_BYTES",
+    "AnyCluster",
     "Cluster",
     "Device",
     "GroupEfficiency",
@@ -45,6 +47,7 @@ __all__ = [
     "Source",
     "SourceKind",
     "cache_dir",
+    "cluster_of",
     "known_profiles",
     "local_profile",
     "parse_profile",

@@ -129,6 +129,34 @@ class Cluster(
         return self.world_size // self.node_size
 
     @property
+    def types(self) -> tuple[Cluster, ...]:
+        """For each type of device, a cluster all of it: one, this cluster (see ``MixedCluster``)."""
+        return (self,)
+
+    @property
+    def shares(self) -> tuple[float, ...]:
+        """For each of ``types``, its share of the devices."""
+        return (1.0,)
+
+    @property
+    def stage_multiple(self) -> int:
+        """What the number of pipeline ranks must be a multiple of, so that each has devices of one type."""
+        return 1
+
+    def type_of(self, rank: int, ranks: int) -> int:
+        """Which of ``types`` the devices of one of ``ranks`` pipeline ranks are."""
+        return 0
+
+    @property
+    def devices_text(self) -> str:
+        """What it has, in words."""
+        return f"{self.world_size} × {self.device.name}"
+
+    def times(self, multiple: int) -> Cluster:
+        """The same with ``multiple`` times as many nodes. Raises ProfileError where it cannot have that size."""
+        return Cluster.of(self, nodes=multiple * self.nodes)
+
+    @property
     def price_per_hour(self) -> float | None:
         """US dollars for all devices, if the profile knows the price of one."""
         price = self.device.price_per_hour

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
@@ -42,12 +43,14 @@ class MixedCluster:
 
         Raises:
             ProfileError: fewer than two parts, no such profile, or one that cannot have that size or
-                has no network; too many devices.
+                has no network; devices of which some are GPUs and some are not; too many of them.
         """
         pairs = [_pair(part) for part in parts]
         if len(pairs) < 2:
             raise ProfileError("parts", len(pairs), "at least two", "use Cluster.of for one type of device")
         clusters = tuple(_part(profile, nodes) for profile, nodes in pairs)
+        if len(kinds := {cluster.device.kind for cluster in clusters}) > 1:
+            raise ProfileError("parts", sorted(kinds), "devices of one kind", "take profiles of GPUs alone")
         if (world := sum(part.world_size for part in clusters)) > MOST_DEVICES:
             raise ProfileError("parts", world, f"at most {MOST_DEVICES} devices in all", "take fewer nodes")
         return cls(name or "+".join(f"{part.name}:{part.nodes}" for part in clusters), clusters)
@@ -56,6 +59,55 @@ class MixedCluster:
     def world_size(self) -> int:
         """Devices in all."""
         return sum(part.world_size for part in self.parts)
+
+    @property
+    def node_size(self) -> int:
+        """Devices that every node has, whole nodes or a share of them: what tp must divide."""
+        return math.gcd(*(part.node_size for part in self.parts))
+
+    @property
+    def nodes(self) -> int:
+        """Nodes of all parts."""
+        return sum(part.nodes for part in self.parts)
+
+    @property
+    def types(self) -> tuple[Cluster, ...]:
+        """For each part, a cluster as large as the whole, all of whose devices are of its type. Groups inside the part
+        take as long as in it; what crosses to another part goes over the outermost level of the slower of the two."""
+        return self._whole
+
+    @property
+    def shares(self) -> tuple[float, ...]:
+        """For each of ``types``, its share of the devices."""
+        return tuple(part.world_size / self.world_size for part in self.parts)
+
+    @property
+    def stage_multiple(self) -> int:
+        """What the number of pipeline ranks must be a multiple of, so that each has devices of one type."""
+        return self.world_size // math.gcd(*(part.world_size for part in self.parts))
+
+    def type_of(self, rank: int, ranks: int) -> int:
+        """Which of ``types`` the devices of one of ``ranks`` pipeline ranks are.
+
+        Raises ProfileError where some pipeline rank has devices of two types.
+        """
+        if ranks % self.stage_multiple:
+            raise ProfileError(
+                "pipeline ranks",
+                ranks,
+                f"a multiple of {self.stage_multiple}, so that none has devices of two types",
+                "change pp, or the nodes of each part",
+            )
+        return self._index(rank * (self.world_size // ranks))
+
+    @property
+    def devices_text(self) -> str:
+        """What it has, in words."""
+        return " + ".join(part.devices_text for part in self.parts)
+
+    def times(self, multiple: int) -> MixedCluster:
+        """The same with ``multiple`` times as many nodes of each part. Raises ProfileError for too many devices."""
+        return MixedCluster.of([(part, multiple * part.nodes) for part in self.parts])
 
     @property
     def price_per_hour(self) -> float | None:

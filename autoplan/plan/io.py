@@ -70,14 +70,14 @@ def write_plan(plan: Plan, path: str | Path) -> None:
 def plan_json(plan: Plan) -> str:
     """The text of a plan file: fields in the order of ``Plan``, keys of its maps sorted, one final newline.
 
-    ``asked`` and ``policies`` are left out where they are empty.
+    ``asked``, ``policies`` and a stage's ``device`` are left out where they are empty.
     """
     packed = msgspec.json.encode(plan, order="deterministic")
     data = msgspec.json.decode(packed)
     for part, name in (
         (data, "asked"),
         (data, "policies"),
-        *((stage, "policies") for stage in data["stages"]),
+        *((stage, name) for stage in data["stages"] for name in ("policies", "device")),
     ):
         if not part[name]:
             del part[name]

@@ -17,12 +17,14 @@ __all__ = ["Plan", "StagePlan"]
 class StagePlan(msgspec.Struct, frozen=True, kw_only=True):
     """One pipeline stage: the units it runs, in order, and those whose forward it runs again in backward.
 
-    ``policies`` names, for other units, one of ``Plan.policies`` of their block kind.
+    ``policies`` names, for other units, one of ``Plan.policies`` of their block kind. ``device`` is the profile of its ranks'
+    devices in a cluster of several types; of one type nothing is said.
     """
 
     units: tuple[str, ...]
     recompute: tuple[str, ...] = ()
     policies: dict[str, str] = {}
+    device: str = ""
 
     def way(self, unit: str) -> str:
         """What ``unit`` does of its forward pass again: ``none`` of it, ``full``, or the name of its policy."""
@@ -106,9 +108,10 @@ class Plan(msgspec.Struct, MeshSizes, frozen=True, kw_only=True):
         """A digest of every decision; ranks compare it before their first collective."""
         decided = msgspec.to_builtins(self)
         del decided["asked"]
-        for part in (decided, *decided["stages"]):
-            if not part["policies"]:
-                del part["policies"]  # plans from before there were any keep their hash
+        for part in (decided, *decided["stages"]):  # plans from before there were any keep their hash
+            for name in ("policies", "device"):
+                if not part.get(name, True):
+                    del part[name]
         if self.cp_order == "plain":
             del decided["cp_order"]
         return hashlib.sha256(msgspec.json.encode(decided, order="sorted")).hexdigest()[:16]

@@ -109,6 +109,7 @@ def _check_stages(plan: Plan) -> None:
             home[unit] = index
         _check_recompute(f"{where}.recompute", stage.units, stage.recompute)
         _check_policies(where, plan, stage)
+    _check_devices(plan)
     for kind, policies in plan.policies.items():
         for name, ops in policies.items():
             if name in _RESERVED:
@@ -120,6 +121,18 @@ def _check_stages(plan: Plan) -> None:
                 if action not in ("recompute", "offload"):
                     field = f"policies.{kind}.{name}.{op}"
                     raise PlanError(field, action, "recompute or offload", _CORRECT)
+
+
+def _check_devices(plan: Plan) -> None:
+    """All stages name their device or none does, and those of one rank name the same."""
+    known: dict[int, str] = {}
+    for index, (stage, rank) in enumerate(zip(plan.stages, plan.stage_ranks, strict=True)):
+        first, own = plan.stages[0].device, known.setdefault(rank, stage.device)
+        if bool(stage.device) != bool(first) or own != stage.device:
+            expected = "none" if not first else own or "a profile"
+            raise PlanError(
+                f"stages[{index}].device", stage.device, f"{expected}, as other stages say", _CORRECT
+            )
 
 
 def _check_recompute(where: str, units: Sequence[str], recompute: Sequence[str]) -> None:

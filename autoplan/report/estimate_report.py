@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from autoplan.cost.transformer.one import HandEstimate, StageBytes
-from autoplan.hardware import Cluster
+from autoplan.hardware import AnyCluster
 from autoplan.units import bytes_binary, count, seconds
 
 __all__ = ["estimate_report"]
@@ -28,18 +28,18 @@ _SHORT = {
 
 
 def estimate_report(
-    name: str, plan: Mapping[str, Any], estimate: HandEstimate, cluster: Cluster
+    name: str, plan: Mapping[str, Any], estimate: HandEstimate, cluster: AnyCluster
 ) -> RenderableType:
     """A rich renderable of at most 100 columns."""
     return Group(*_sections(name, plan, estimate, cluster))
 
 
 def _sections(
-    name: str, plan: Mapping[str, Any], estimate: HandEstimate, cluster: Cluster
+    name: str, plan: Mapping[str, Any], estimate: HandEstimate, cluster: AnyCluster
 ) -> Iterator[RenderableType]:
     yield Text.assemble(
         (name, "bold"),
-        f" ({count(estimate.parameters)} parameters) on {cluster.world_size} × {cluster.device.name}, "
+        f" ({count(estimate.parameters)} parameters) on {cluster.devices_text}, "
         f"{plan['precision']}, batch {plan['global_batch']:,} × {plan['seq']:,} tokens",
     )
     yield Text(_degrees(plan))

@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from autoplan.cost.estimate import Estimate
-from autoplan.hardware import Cluster
+from autoplan.hardware import AnyCluster
 from autoplan.plan import Plan
 from autoplan.report.reasons import percent
 from autoplan.search.counterfactual import Otherwise, difference
@@ -27,13 +27,13 @@ _SMALL = 0.0005  # of a step: not worth naming
 
 
 def explain_report(
-    mine: Candidate, best: SearchResult, others: Sequence[Otherwise], cluster: Cluster
+    mine: Candidate, best: SearchResult, others: Sequence[Otherwise], cluster: AnyCluster
 ) -> RenderableType:
     """The plan's price, how near to the best it is, and for each decision the best plan without it."""
     return Group(*_explained(mine, best, others, cluster))
 
 
-def why_not_report(mine: Candidate, asked: str, found: SearchResult, cluster: Cluster) -> RenderableType:
+def why_not_report(mine: Candidate, asked: str, found: SearchResult, cluster: AnyCluster) -> RenderableType:
     """The plan beside the best one under ``asked``: where the seconds and the bytes go."""
     return Group(*_compared(mine, asked, found, cluster))
 
@@ -79,7 +79,7 @@ def _found_json(mine: Candidate, found: SearchResult) -> dict[str, Any]:
 
 
 def _explained(
-    mine: Candidate, best: SearchResult, others: Sequence[Otherwise], cluster: Cluster
+    mine: Candidate, best: SearchResult, others: Sequence[Otherwise], cluster: AnyCluster
 ) -> Iterator[RenderableType]:
     step_s = mine.estimate.step_time_s
     yield _heading(mine.plan, cluster)
@@ -118,7 +118,9 @@ def _otherwise(mine: Candidate, found: SearchResult) -> tuple[str, str, str, str
     )
 
 
-def _compared(mine: Candidate, asked: str, found: SearchResult, cluster: Cluster) -> Iterator[RenderableType]:
+def _compared(
+    mine: Candidate, asked: str, found: SearchResult, cluster: AnyCluster
+) -> Iterator[RenderableType]:
     yield _heading(mine.plan, cluster)
     if found.best is None:
         yield Text(f"{asked}: {found.conflict}")
@@ -162,7 +164,7 @@ def _table(
 
 
 def _owners(estimate: Estimate) -> dict[str, float]:
-    memory = max((stage.memory for stage in estimate.stages), key=lambda m: m.total)
+    memory = max(estimate.stages, key=lambda stage: stage.filled).memory
     return {name: getattr(memory, name) for name in memory.__struct_fields__}
 
 
@@ -193,10 +195,10 @@ def plan_words(plan: Plan) -> str:
     return f"{shown or 'one rank'}{sharding}{schedule}, {plan.micro_batch} × {plan.num_micro_batches}{again}"
 
 
-def _heading(plan: Plan, cluster: Cluster) -> Text:
+def _heading(plan: Plan, cluster: AnyCluster) -> Text:
     return Text.assemble(
         (plan.model, "bold"),
-        f" on {plan.world_size} × {cluster.device.name}, batch {plan.global_batch:,}: {plan_words(plan)}",
+        f" on {cluster.devices_text}, batch {plan.global_batch:,}: {plan_words(plan)}",
     )
 
 

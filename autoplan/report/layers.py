@@ -46,7 +46,7 @@ def stage_lines(plan: Plan) -> list[str]:
             lines.append(_line(f"stage {first[0]}", first[1]))
         else:
             units = [unit for _, stage in alike for unit in stage.units]
-            each = f"{len(first[1].units)} units each{_recompute(first[1])}"
+            each = f"{len(first[1].units)} units each{_recompute(first[1])}{_device(first[1])}"
             lines.append(f"stages {first[0]}-{last[0]}: {compress_names(units)}, {each}")
     if len(lines) <= _MOST_LINES:
         return lines
@@ -55,7 +55,11 @@ def stage_lines(plan: Plan) -> list[str]:
 
 
 def _line(label: str, stage: StagePlan) -> str:
-    return f"{label}: {compress_names(stage.units)}{_recompute(stage)}"
+    return f"{label}: {compress_names(stage.units)}{_recompute(stage)}{_device(stage)}"
+
+
+def _device(stage: StagePlan) -> str:
+    return f" on {stage.device}" if stage.device else ""
 
 
 def _recompute(stage: StagePlan) -> str:
@@ -65,8 +69,8 @@ def _recompute(stage: StagePlan) -> str:
     return f" ({', '.join(said)})" if said else ""
 
 
-def _shape(stage: StagePlan) -> tuple[int, str]:
-    return len(stage.units), _recompute(stage)
+def _shape(stage: StagePlan) -> tuple[int, str, str]:
+    return len(stage.units), _recompute(stage), stage.device
 
 
 def _follows(before: str, after: str) -> bool:

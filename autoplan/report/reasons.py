@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from autoplan.hardware import Cluster
+from autoplan.hardware import AnyCluster, Cluster
 from autoplan.plan import Plan, Schedule
 from autoplan.search.result import Candidate
 from autoplan.units import bytes_binary
@@ -24,7 +24,7 @@ class Reason:
     otherwise: str
 
 
-def decision_reasons(best: Candidate, runners_up: Sequence[Candidate], cluster: Cluster) -> list[Reason]:
+def decision_reasons(best: Candidate, runners_up: Sequence[Candidate], cluster: AnyCluster) -> list[Reason]:
     """The decisions of ``best``, outermost mesh axis first."""
     plan = best.plan
     sentences = {
@@ -72,7 +72,7 @@ _SHARDED = {
 }
 
 
-def _pipeline(best: Candidate, cluster: Cluster) -> str:
+def _pipeline(best: Candidate, cluster: AnyCluster) -> str:
     plan = best.plan
     if plan.pp == 1:
         return "every rank runs the whole depth"
@@ -85,7 +85,7 @@ def _pipeline(best: Candidate, cluster: Cluster) -> str:
     return f"{order}stages of {units} units{held} over {sends}; bubble {percent(bubble)}"
 
 
-def _replicas(plan: Plan, cluster: Cluster) -> str:
+def _replicas(plan: Plan, cluster: AnyCluster) -> str:
     if plan.dp == 1:
         return "one copy of the training state"
     return (
@@ -93,13 +93,13 @@ def _replicas(plan: Plan, cluster: Cluster) -> str:
     )
 
 
-def _sharding(plan: Plan, cluster: Cluster) -> str:
+def _sharding(plan: Plan, cluster: AnyCluster) -> str:
     if plan.shard_ranks == 1:
         return "nothing of the state is sharded"
     return f"ZeRO-{plan.zero}: {_SHARDED[plan.zero]} over {_link(cluster, plan.shard_ranks, plan.tp)}"
 
 
-def _sequence(best: Candidate, runners_up: Sequence[Candidate], cluster: Cluster) -> str:
+def _sequence(best: Candidate, runners_up: Sequence[Candidate], cluster: AnyCluster) -> str:
     """How attention meets a cut sequence; nothing where no plan in sight cuts one."""
     plan = best.plan
     if plan.cp == 1:
@@ -112,14 +112,14 @@ def _sequence(best: Candidate, runners_up: Sequence[Candidate], cluster: Cluster
     return f"sequences cut over {_link(cluster, plan.cp, plan.tp)}{order}, {how}"
 
 
-def _tensor(plan: Plan, cluster: Cluster) -> str:
+def _tensor(plan: Plan, cluster: AnyCluster) -> str:
     if plan.tp == 1:
         return "ops stay whole"
     between = "sequence parallel" if plan.boundary.startswith("S") else "whole"
     return f"ops cut over {_link(cluster, plan.tp, 1)}, {between} between blocks"
 
 
-def _experts(best: Candidate, runners_up: Sequence[Candidate], cluster: Cluster) -> str:
+def _experts(best: Candidate, runners_up: Sequence[Candidate], cluster: AnyCluster) -> str:
     """Who has which experts; nothing where no plan in sight shares them out."""
     plan = best.plan
     if plan.ep == 1:
@@ -143,8 +143,12 @@ def _recompute(best: Candidate) -> str:
     return f"{', '.join(said)}; {free} to spare"
 
 
-def _link(cluster: Cluster, size: int, stride: int) -> str:
+def _link(cluster: AnyCluster, size: int, stride: int) -> str:
     """The outermost level that a group of ``size`` ranks, ``stride`` apart, crosses."""
+    return " or ".join(dict.fromkeys(_level(only, size, stride) for only in cluster.types))
+
+
+def _level(cluster: Cluster, size: int, stride: int) -> str:
     inside = 1
     for level in cluster.levels:
         inside *= level.size

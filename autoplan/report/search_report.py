@@ -14,7 +14,7 @@ from rich.text import Text
 
 from autoplan.cost.estimate import Estimate, MemoryEstimate
 from autoplan.cost.memory import HEADROOM
-from autoplan.hardware import Cluster
+from autoplan.hardware import AnyCluster
 from autoplan.plan import Job, Plan
 from autoplan.report.layers import stage_lines
 from autoplan.report.reasons import decision_reasons, percent, signed_percent
@@ -34,7 +34,9 @@ _MOST_RUNNERS_UP = 8
 _MOST_UNRULED = 4
 
 
-def search_report(result: SearchResult, job: Job, cluster: Cluster, ran: Run | None = None) -> RenderableType:
+def search_report(
+    result: SearchResult, job: Job, cluster: AnyCluster, ran: Run | None = None
+) -> RenderableType:
     """A rich renderable of at most 100 columns. The result must hold a plan; ``ran`` is what a run under it takes."""
     if result.best is None:
         raise ValueError("an infeasible result has no plan to report; see search_conflict")
@@ -42,7 +44,7 @@ def search_report(result: SearchResult, job: Job, cluster: Cluster, ran: Run | N
 
 
 def _sections(
-    result: SearchResult, best: Candidate, job: Job, cluster: Cluster, ran: Run | None
+    result: SearchResult, best: Candidate, job: Job, cluster: AnyCluster, ran: Run | None
 ) -> Iterator[RenderableType]:
     yield _title(best.plan, job, cluster)
     yield Text()
@@ -69,15 +71,15 @@ def _sections(
         yield from _unruled(result.unruled)
 
 
-def _title(plan: Plan, job: Job, cluster: Cluster) -> Text:
+def _title(plan: Plan, job: Job, cluster: AnyCluster) -> Text:
     samples = f"batch {job.global_batch:,}"
     if job.tokens_per_sample:
         samples += f" × {job.tokens_per_sample:,} tokens"
-    gpus = f"{plan.world_size} × {cluster.device.name}"
+    gpus = cluster.devices_text
     return Text.assemble((plan.model, "bold"), f" on {gpus}, {plan.precision.value}, {samples}")
 
 
-def _decisions(best: Candidate, runners_up: Sequence[Candidate], cluster: Cluster) -> Table:
+def _decisions(best: Candidate, runners_up: Sequence[Candidate], cluster: AnyCluster) -> Table:
     table = _grid()
     table.add_column(style="bold cyan", no_wrap=True)
     table.add_column(style="bold", no_wrap=True)
@@ -125,7 +127,7 @@ def _parts(estimate: Estimate) -> Table:
 
 
 def _memory(estimate: Estimate) -> Iterator[RenderableType]:
-    worst = max(range(len(estimate.stages)), key=lambda index: estimate.stages[index].memory.total)
+    worst = max(range(len(estimate.stages)), key=lambda index: estimate.stages[index].filled)
     used, limit = estimate.peak_memory_bytes, estimate.memory_limit_bytes
     where = f" (stage {worst})" if len(estimate.stages) > 1 else ""
     yield Text.assemble(

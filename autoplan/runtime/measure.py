@@ -19,8 +19,8 @@ from torch import Tensor
 import autoplan
 from autoplan.cost.degrees import Degrees
 from autoplan.cost.parts import PredictedParts, predicted_parts
-from autoplan.errors import InputError
-from autoplan.hardware import Cluster
+from autoplan.errors import InputError, ProfileError
+from autoplan.hardware import AnyCluster, Cluster
 from autoplan.hardware.machine import device_name
 from autoplan.hardware.measurement import Computed, Measurement, Part, Sent, StageParts, profile_digest
 from autoplan.plan import Job
@@ -50,11 +50,13 @@ class _Rank:
     messages: list[tuple[int, float]]  # to the next pipeline rank: bytes, seconds one way
 
 
-def measure(program: Program, batch: Any, steps: int, cluster: Cluster | str | Path | None) -> Measurement:
+def measure(program: Program, batch: Any, steps: int, cluster: AnyCluster | str | Path | None) -> Measurement:
     """See ``Program.measure``."""
     if not isinstance(steps, int) or isinstance(steps, bool) or steps < 1:
         raise InputError("steps", steps, "a whole number of at least 1", "measure 5 steps")
     found = cluster_at_hand(cluster if cluster is not None else program.cluster)
+    if not isinstance(found, Cluster):
+        raise ProfileError("cluster", found.name, "one type of device", "measure on nodes of one type")
     predicted = predicted_parts(program.graph, program.plan, _job(program), found)
     seen: list[_Rank] = from_all(_watch(program, batch, steps))
     return _table(program, found, predicted, seen)

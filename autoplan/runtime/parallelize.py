@@ -19,7 +19,7 @@ from autoplan.graph.expert_cut import cut_experts
 from autoplan.graph.ir import ModelGraph
 from autoplan.graph.layout import Layout
 from autoplan.graph.trace import Loss, flatten_batch, trace
-from autoplan.hardware import Cluster
+from autoplan.hardware import AnyCluster
 from autoplan.plan import Job, Plan, Precision, check_policies, read_plan, validate_plan
 from autoplan.rewrite import StageModule, build_stage
 from autoplan.runtime.data_parallel import shard_state
@@ -38,7 +38,7 @@ def parallelize(
     batch: Any,
     loss: Loss | None = None,
     optimizer: OptimizerFactory | None = None,
-    cluster: Cluster | str | Path | None = None,
+    cluster: AnyCluster | str | Path | None = None,
     plan: Plan | str | Path | None = None,
     pin: Mapping[str, Any] | None = None,
     precision: Precision | str | None = None,
@@ -58,7 +58,7 @@ def parallelize(
         loss: ``fn(output, batch) -> scalar`` mean over the batch; default ``output.loss``, or the output
             itself if it is a scalar.
         optimizer: makes the optimizer of this rank's parameters; default AdamW with lr 1e-3.
-        cluster: a Cluster, a profile's name or its file; default ``local``: this machine, measured once and cached.
+        cluster: a Cluster (or one of several types of device), a profile's name or its file, or ``PROFILE:NODES+PROFILE:NODES``; default ``local``: this machine, measured once and cached.
         plan: a Plan or its file; default the file that AUTOPLAN_PLAN names, or else a search.
         pin: decisions to hold fixed in the search, such as ``{"tp": 2}``.
         precision: ``bf16``, ``fp32`` or ``fp64``; default what the parameters are.
@@ -193,7 +193,7 @@ def _rows(batch: Any, samples: int) -> Any:
     )
 
 
-def _search(graph_at: Any, job: Job, cluster: Cluster | str | Path | None, pin: dict[str, Any]) -> Plan:
+def _search(graph_at: Any, job: Job, cluster: AnyCluster | str | Path | None, pin: dict[str, Any]) -> Plan:
     """Rank 0 searches; every rank gets its answer."""
     from autoplan.search import search
 
@@ -221,7 +221,7 @@ def _is_first() -> bool:
     return not torch.distributed.is_initialized() or torch.distributed.get_rank() == 0
 
 
-def _complete(plan: Plan, graph_at: Any, job: Job, cluster: Cluster | str | Path | None) -> Plan:
+def _complete(plan: Plan, graph_at: Any, job: Job, cluster: AnyCluster | str | Path | None) -> Plan:
     """Add the layouts that a plan written by hand leaves out; everything it says stays."""
     pin = {
         "pp": plan.pp,

@@ -30,7 +30,7 @@ from autoplan.runtime.tied import TiedParameters
 from autoplan.runtime.world import World, world_size
 
 if TYPE_CHECKING:
-    from autoplan.hardware import Cluster
+    from autoplan.hardware import AnyCluster
     from autoplan.hardware.measurement import Measurement
 
 __all__ = ["OptimizerFactory", "Program"]
@@ -59,7 +59,7 @@ class Program(nn.Module):
         optimizer: OptimizerFactory,
         model: nn.Module,
         buffers: Mapping[str, Tensor],
-        cluster: Cluster | str | Path | None = None,
+        cluster: AnyCluster | str | Path | None = None,
         seed: int = 0,
     ) -> None:
         super().__init__()
@@ -238,7 +238,9 @@ class Program(nn.Module):
         """
         save_safetensors(self, directory, dtype, file_bytes)
 
-    def measure(self, batch: Any, steps: int = 5, cluster: Cluster | str | Path | None = None) -> Measurement:
+    def measure(
+        self, batch: Any, steps: int = 5, cluster: AnyCluster | str | Path | None = None
+    ) -> Measurement:
         """Take steps on this rank's share of a batch, and say of each part of them how long it took and was
         predicted to take.
 
@@ -251,7 +253,7 @@ class Program(nn.Module):
 
         Raises:
             InputError: ``steps`` is no count.
-            ProfileError: the cluster is none, or of another size.
+            ProfileError: the cluster is none, of another size, or of several types of device.
             Those of ``step``.
         """
         from autoplan.runtime.measure import measure

@@ -14,7 +14,7 @@ import torch.distributed as dist
 from torch.distributed.device_mesh import DeviceMesh
 
 from autoplan.errors import AutoplanError, DistributedError, InputError, PlanError
-from autoplan.hardware import Cluster, local_profile
+from autoplan.hardware import AnyCluster, cluster_of, local_profile
 from autoplan.plan import Plan, Precision
 from autoplan.runtime.groups import laid_mesh, my_subgroup
 
@@ -127,11 +127,11 @@ def _cp_group(plan: Plan) -> str:
     return group.group_name
 
 
-def cluster_at_hand(cluster: Cluster | str | Path | None) -> Cluster:
+def cluster_at_hand(cluster: AnyCluster | str | Path | None) -> AnyCluster:
     """The cluster of that name or file, as large as the process group; None is this machine. Every rank must call it."""
     if cluster is None or cluster == "local":
         return local_profile(world_size())
-    return cluster if isinstance(cluster, Cluster) else Cluster.of(cluster, gpus=world_size())
+    return cluster_of(cluster, gpus=world_size()) if isinstance(cluster, str | Path) else cluster
 
 
 def agree(what: str, value: str) -> None:

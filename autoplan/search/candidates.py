@@ -14,7 +14,7 @@ from autoplan.plan.validate import least_micro_batches
 from autoplan.search.pins import Pins
 
 if TYPE_CHECKING:
-    from autoplan.hardware import Cluster
+    from autoplan.hardware import AnyCluster
     from autoplan.plan import Job
 
 __all__ = ["candidates", "divisors", "other_shapes", "variants"]
@@ -26,7 +26,7 @@ LONG = 16_384
 
 def candidates(
     job: Job,
-    cluster: Cluster,
+    cluster: AnyCluster,
     units: int,
     pins: Pins,
     cuts_sequence: Callable[[int], bool] | None = None,
@@ -34,6 +34,8 @@ def candidates(
 ) -> list[Degrees]:
     """All of them in a fixed order.
 
+    In a cluster of several types of device, pipeline ranks have devices of one type: pp is a multiple of its
+    ``stage_multiple``.
     tp stays inside a node, pp is at most the number of ``units``; zero is 0 where fsdp and cp
     are 1, may be 0 where fsdp is, and is above 0 elsewhere. cp is above 1 for samples of ``LONG`` tokens or more, or
     where it is held fixed, and only as ``cuts_sequence`` says that the model's sequence can be cut. ep is as
@@ -48,6 +50,10 @@ def candidates(
         names = [name for name in Pins.__slots__ if name != "rules" and getattr(pins, name) is not None]
         pinned = ", ".join(f"{name}={getattr(pins, name)}" for name in names)
         expected = f"degrees that multiply to {cluster.world_size} ranks with pp at most {units}, the units of the model"
+        if cluster.stage_multiple > 1:
+            expected += (
+                f", and a multiple of {cluster.stage_multiple}, so that no stage has devices of two types"
+            )
         raise PlanError("pin", pinned or None, expected, "change a pin, or leave it to the search")
     experts = _ep_degrees(cluster, pins, shares_experts)
     found = [
@@ -139,7 +145,7 @@ def divisors(number: int) -> list[int]:
 
 
 def _cp_degrees(
-    job: Job, cluster: Cluster, pins: Pins, cuts_sequence: Callable[[int], bool] | None
+    job: Job, cluster: AnyCluster, pins: Pins, cuts_sequence: Callable[[int], bool] | None
 ) -> list[int]:
     if pins.cp is None and job.tokens_per_sample < LONG:
         return [1]
@@ -151,7 +157,7 @@ def _cp_degrees(
     return fit
 
 
-def _ep_degrees(cluster: Cluster, pins: Pins, shares_experts: Callable[[int], bool] | None) -> list[int]:
+def _ep_degrees(cluster: AnyCluster, pins: Pins, shares_experts: Callable[[int], bool] | None) -> list[int]:
     found = _free(divisors(cluster.world_size), pins.ep)
     fit = [ep for ep in found if ep == 1 or (shares_experts is not None and shares_experts(ep))]
     if not fit:
@@ -166,11 +172,11 @@ def _fits_experts(ep: int, dp: int, fsdp: int, cp: int) -> bool:
 
 
 def _meshes(
-    cluster: Cluster, units: int, pins: Pins, cp_degrees: list[int]
+    cluster: AnyCluster, units: int, pins: Pins, cp_degrees: list[int]
 ) -> Iterator[tuple[int, int, int, int, int]]:
     world = cluster.world_size
     for pp in _free(divisors(world), pins.pp):
-        if pp > units:
+        if pp > units or pp % cluster.stage_multiple:
             continue
         for tp in _free(divisors(world // pp), pins.tp):
             if cluster.node_size % tp:

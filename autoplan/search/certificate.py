@@ -12,14 +12,14 @@ from autoplan.search.result import Candidate, SearchResult
 if TYPE_CHECKING:
     from autoplan.cost.estimate import Estimate
     from autoplan.graph.ir import ModelGraph
-    from autoplan.hardware import Cluster
+    from autoplan.hardware import AnyCluster
     from autoplan.plan import Job
     from autoplan.verify import Claim, Verdict
 
 __all__ = ["certified", "check_candidate"]
 
 
-def certified(result: SearchResult, graphs: Graphs, job: Job, cluster: Cluster) -> SearchResult:
+def certified(result: SearchResult, graphs: Graphs, job: Job, cluster: AnyCluster) -> SearchResult:
     """``result`` with what was checked of all its plans. Raises CertificateError if one of them does not hold."""
     if result.best is None:
         return result
@@ -32,7 +32,7 @@ def certified(result: SearchResult, graphs: Graphs, job: Job, cluster: Cluster) 
     return replace(result, checked=tuple(checked), unchecked=tuple(unchecked))
 
 
-def check_candidate(graph: ModelGraph, candidate: Candidate, job: Job, cluster: Cluster) -> Verdict:
+def check_candidate(graph: ModelGraph, candidate: Candidate, job: Job, cluster: AnyCluster) -> Verdict:
     """The verdict on one plan. Raises CertificateError if it does not hold."""
     from autoplan.verify import verify_plan
 
@@ -54,7 +54,7 @@ def _claim(estimate: Estimate) -> Claim:
         step_s=estimate.step_time_s,
         parts_s=estimate.parts,
         stage_bytes=[stage.memory.total for stage in estimate.stages],
-        limit_bytes=estimate.memory_limit_bytes,
+        limit_bytes=[stage.memory_limit_bytes for stage in estimate.stages],
         fits=estimate.fits,
         busy_s=estimate.busy_s,
     )

@@ -14,7 +14,7 @@ from autoplan.search.rules import NUMBERS
 
 if TYPE_CHECKING:
     from autoplan.cost.estimate import Estimate
-    from autoplan.hardware import Cluster
+    from autoplan.hardware import AnyCluster
     from autoplan.plan import Job, Plan
 
 __all__ = ["Otherwise", "difference", "otherwise"]
@@ -35,7 +35,7 @@ class Otherwise:
 def otherwise(
     graphs: Graphs,
     job: Job,
-    cluster: Cluster,
+    cluster: AnyCluster,
     plan: Plan,
     *,
     pin: Mapping[str, Any] | None = None,
@@ -71,6 +71,6 @@ def difference(mine: Estimate, theirs: Estimate) -> tuple[dict[str, float], dict
         name: theirs.parts.get(name, 0.0) - mine.parts.get(name, 0.0)
         for name in dict.fromkeys((*mine.parts, *theirs.parts))
     }
-    before, after = (max((s.memory for s in e.stages), key=lambda m: m.total) for e in (mine, theirs))
+    before, after = (max(e.stages, key=lambda stage: stage.filled).memory for e in (mine, theirs))
     owners = {name: getattr(after, name) - getattr(before, name) for name in before.__struct_fields__}
     return parts, owners

@@ -16,11 +16,11 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
-from autoplan.errors import InputError, ProfileError
+from autoplan.errors import InputError, PlanError, ProfileError
 
 if TYPE_CHECKING:
     from autoplan.cost.estimate import Estimate
-    from autoplan.hardware import Cluster
+    from autoplan.hardware import AnyCluster
     from autoplan.plan import Job
 
 __all__ = ["Goal", "Objective", "require_power", "require_price", "steps_of"]
@@ -57,7 +57,7 @@ class Goal:
         cls,
         objective: Objective,
         job: Job,
-        cluster: Cluster,
+        cluster: AnyCluster,
         *,
         tokens: float | None = None,
         price: float | None = None,
@@ -114,9 +114,10 @@ def steps_of(tokens: float, job: Job) -> float:
     return tokens / (job.global_batch * max(job.tokens_per_sample, 1))
 
 
-def require_price(cluster: Cluster, price: float | None) -> float:
-    """US dollars for an hour of one device. Raises ProfileError if nobody says."""
-    hourly = cluster.device.price_per_hour if price is None else price
+def require_price(cluster: AnyCluster, price: float | None) -> float:
+    """US dollars for an hour of one device (of the mean one, where they differ). Raises ProfileError if nobody says."""
+    known = cluster.price_per_hour
+    hourly = price if price is not None or known is None else known / cluster.world_size
     if hourly is None:
         raise ProfileError(
             f"{cluster.name}: device.price_per_hour",
@@ -127,9 +128,16 @@ def require_price(cluster: Cluster, price: float | None) -> float:
     return hourly
 
 
-def require_power(cluster: Cluster) -> tuple[float, float]:
-    """Watts of a device at rest and at work. Raises ProfileError if the profile does not say."""
-    idle_w, full_w = cluster.device.idle_w, cluster.device.tdp_w
+def require_power(cluster: AnyCluster) -> tuple[float, float]:
+    """Watts of a device at rest and at work. Raises ProfileError if the profile does not say,
+    and PlanError for several types of device."""
+    only, *others = cluster.types
+    if others:
+        raise PlanError(
+            "objective", "energy", f"time or cost, on {cluster.devices_text}", "use one type of device"
+        )
+    device = only.device
+    idle_w, full_w = device.idle_w, device.tdp_w
     for name, value in (("tdp_w", full_w), ("idle_w", idle_w)):
         if value is None:
             raise ProfileError(

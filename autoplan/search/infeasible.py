@@ -26,7 +26,7 @@ from autoplan.search.space import Space
 from autoplan.units import bytes_binary, seconds
 
 if TYPE_CHECKING:
-    from autoplan.hardware import Cluster
+    from autoplan.hardware import AnyCluster
 
 __all__ = ["explain"]
 
@@ -69,10 +69,11 @@ def explain(
     core = _conflicting(space, decisions, stop_at)
     needed = min(_needed_bytes(space, degrees) for degrees in _frugal(space))
     held = f" with {', '.join(map(str, core or decisions))}" if decisions else ""
-    device = space.cluster.device
+    devices = {only.device.name: limit_bytes(only.device) for only in space.cluster.types}
+    leaves = " and ".join(f"{name} leaves {bytes_binary(limit)}" for name, limit in devices.items())
     conflict = (
         f"the most frugal plan of {space.chain.name}{held} on {space.cluster.world_size} ranks needs "
-        f"{bytes_binary(needed)} on the worst of them, and {device.name} leaves {bytes_binary(limit_bytes(device))} to a plan"
+        f"{bytes_binary(needed)} on the worst of them, and {leaves} to a plan"
     )
     cures = tuple(_cures(space, decisions, core, stop_at))
     if not cures:
@@ -113,9 +114,10 @@ def _cures(
     multiple = 2
     while multiple <= _LARGEST and time.monotonic() <= stop_at:
         nodes = space.cluster.nodes * multiple
-        if found := _cheapest(_enlarged(space, nodes, decisions), stop_at):
+        if found := _cheapest(_enlarged(space, multiple, decisions), stop_at):
             text = f"use {nodes} nodes ({found.plan.world_size} ranks): {_summary(found)} fits"
-            yield _priced(Cure("--nodes", str(nodes), text), found)
+            option = "--nodes" if len(space.cluster.types) == 1 else "--cluster"
+            yield _priced(Cure(option, str(nodes), text), found)
             return
         multiple *= 2
 
@@ -140,17 +142,15 @@ def _summary(candidate: Candidate) -> str:
     return ", ".join(f"{name}={value}" for name, value in decided.items())
 
 
-def _enlarged(space: Space, nodes: int, decisions: Sequence[_Decision]) -> Space | None:
-    from autoplan.hardware import Cluster
-
+def _enlarged(space: Space, multiple: int, decisions: Sequence[_Decision]) -> Space | None:
     try:
-        cluster = Cluster.of(space.cluster, nodes=nodes)
+        cluster = space.cluster.times(multiple)
     except AutoplanError:
         return None
     return _changed(space, cluster, decisions)
 
 
-def _changed(space: Space, cluster: Cluster, decisions: Sequence[_Decision]) -> Space | None:
+def _changed(space: Space, cluster: AnyCluster, decisions: Sequence[_Decision]) -> Space | None:
     """The same question on another cluster or under other decisions, if it can be asked."""
     pin = {decision.name: decision.value for decision in decisions if decision.pinned}
     forbid = [(decision.name, decision.value) for decision in decisions if not decision.pinned]
@@ -173,7 +173,7 @@ def _fitting(space: Space | None) -> Candidate | None:
     if space is None:
         return None
     for degrees in _frugal(space):
-        if space.least_bytes(degrees) > limit_bytes(space.cluster.device):
+        if space.least_bytes(degrees) > space.limit_bytes:
             break
         for choice in space.choices(degrees):
             if space.choice_bound_s(degrees, choice) < math.inf and (staging := space.solve(degrees, choice)):

@@ -93,8 +93,8 @@ def _priced(found: Storages, again: Sequence[str]) -> tuple[float, float, tuple[
     runs, held = needed(found, again)
     kept = sum(found.storages[index].nbytes for index in held)
     kept += sum(step.inside_bytes for step in found.steps.values() if step.name not in runs)
-    seconds = sum(found.steps[name].forward_s + found.steps[name].comm_s for name in runs)
-    return kept, seconds, tuple(name for name in found.steps if name in runs)
+    names = tuple(name for name in found.steps if name in runs)  # in this order sums are the same every time
+    return kept, sum(found.steps[name].forward_s + found.steps[name].comm_s for name in names), names
 
 
 def _cut(found: Storages, byte_s: float) -> tuple[str, ...]:

@@ -11,10 +11,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Literal
 
 from autoplan.cost.crossing import crossing_bytes
+from autoplan.cost.step import Assignment
 from autoplan.cost.storages import Storages
 from autoplan.cost.times import Times
 from autoplan.cost.unit import Policies, StrategiesOf, UnitCost, unit_cost
@@ -50,6 +51,7 @@ class LayoutChoice:
         cp_layouts: strategy names of ops on the cp axis, by block kind; empty where cp is 1.
         cp_order: which pieces of what cp cuts a rank has (see ``Plan``).
         policies: what units may do again, by block kind and name (``costs`` price them).
+        others: where the cluster has several types of device, ``costs`` on all but the first (of which those are).
     """
 
     boundary: Layout
@@ -60,6 +62,53 @@ class LayoutChoice:
     cp_layouts: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     cp_order: Literal["plain", "zigzag"] = "plain"
     policies: Mapping[str, Policies] = field(default_factory=dict)
+    others: tuple[Mapping[str, UnitCost], ...] = ()
+
+    @property
+    def costs_on(self) -> tuple[Mapping[str, UnitCost], ...]:
+        """``costs`` on each type of device."""
+        return (self.costs, *self.others)
+
+    def priced_on(
+        self, clusters: Sequence[Cluster], degree: int, strategies_of: StrategiesOf
+    ) -> LayoutChoice:
+        """The same choice, with its costs on each of ``clusters``."""
+        first, *others = (
+            {
+                kind: unit_cost(
+                    block,
+                    self.layouts.get(kind, {}),
+                    self.boundary,
+                    degree,
+                    cluster,
+                    strategies_of,
+                    self.policies.get(kind),
+                )
+                for kind, block in self.graph.kinds.items()
+            }
+            for cluster in clusters
+        )
+        return replace(self, costs=first, others=tuple(others))
+
+    def used(self, stages: Sequence[Assignment]) -> dict[str, dict[str, dict[str, str]]]:
+        """The policies that ``stages`` name, by block kind."""
+        units = self.graph.units
+        named = sorted(
+            {(units[index].kind, way) for stage in stages for index, way in stage.policies.items()}
+        )
+        found: dict[str, dict[str, dict[str, str]]] = {}
+        for kind, way in named:
+            found.setdefault(kind, {})[way] = dict(self.policies[kind][way])
+        return found
+
+    @property
+    def decided(self) -> tuple[object, ...]:
+        """All of it but what it costs."""
+        return (
+            self.boundary,
+            *(dict(part) for part in (self.layouts, self.cp_layouts, self.policies)),
+            self.cp_order,
+        )
 
 
 def layout_choices(

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from autoplan.search.goal import Objective, steps_of
 
 if TYPE_CHECKING:
-    from autoplan.hardware import Cluster
+    from autoplan.hardware import AnyCluster
     from autoplan.plan import Job
     from autoplan.search.result import Candidate
 
@@ -52,18 +52,19 @@ class Run:
 
 
 def run_of(
-    candidate: Candidate, tokens: float, job: Job, cluster: Cluster, price: float | None = None
+    candidate: Candidate, tokens: float, job: Job, cluster: AnyCluster, price: float | None = None
 ) -> Run:
     """Figures of a run of ``tokens`` (of samples, where samples are no sequences); ``price`` is US dollars for an
-    hour of one device, and replaces the profile's."""
+    hour of one device, and replaces the profile's. The energy
+    of several types of device is not told."""
     estimate = candidate.estimate
     steps = steps_of(tokens, job)
-    device, ranks = cluster.device, cluster.world_size
+    device, ranks = cluster.types[0].device, cluster.world_size
     seconds = steps * estimate.step_time_s
-    hourly = device.price_per_hour if price is None else price
-    cost = None if hourly is None else seconds / 3600 * ranks * hourly
+    hourly = cluster.price_per_hour if price is None else ranks * price
+    cost = None if hourly is None else seconds / 3600 * hourly
     energy = None
-    if device.tdp_w is not None and device.idle_w is not None:
+    if len(cluster.types) == 1 and device.tdp_w is not None and device.idle_w is not None:
         joules = device.idle_w * estimate.step_time_s + (device.tdp_w - device.idle_w) * estimate.busy_s
         energy = steps * ranks * joules / 3.6e6
     return Run(tokens, seconds, cost, energy)

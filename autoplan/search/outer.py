@@ -22,7 +22,7 @@ from autoplan.search.space import Space
 if TYPE_CHECKING:
     from autoplan.graph.ir import ModelGraph
     from autoplan.graph.unruled import UnruledOp
-    from autoplan.hardware import Cluster
+    from autoplan.hardware import AnyCluster
     from autoplan.plan import Job
 
 __all__ = ["search"]
@@ -34,7 +34,7 @@ _OPTIMAL = 1e-6  # a relative gap that is no gap
 def search(
     graph_at: GraphAt | Graphs,
     job: Job,
-    cluster: Cluster,
+    cluster: AnyCluster,
     *,
     pin: Mapping[str, Any] | None = None,
     forbid: Iterable[tuple[str, Any]] = (),
@@ -66,13 +66,12 @@ def search(
         strategies_of, layouts_of: ``graph.axes``, unless a test brings its own.
         goal: what to have least of, and what no plan may exceed.
 
-    Raises InputError or PlanError for a pin or a batch that cannot be, or a cluster of several types of
-    device; that nothing fits is a status.
-    """
-    from autoplan.hardware import Cluster
+    On a cluster of several types of device, a pipeline's stages have devices of one type each, with more units where
+    these are faster; plans without such stages, and schedules other than 1F1B, are not in the space.
 
+    Raises InputError or PlanError for a pin or a batch that cannot be; that nothing fits is a status.
+    """
     started = time.monotonic()
-    cluster = Cluster.of(cluster)  # refuses one mixed of several types of device
     forbid = tuple(forbid)
     pins = Pins.parse(pin, job, cluster, forbid)
     ours = strategies_of is None or layouts_of is None

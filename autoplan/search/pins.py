@@ -11,7 +11,7 @@ from autoplan.plan.schedule import SCHEDULE_NEEDS, Schedule
 from autoplan.search.rules import NO_RULES, WAYS, Rules
 
 if TYPE_CHECKING:
-    from autoplan.hardware import Cluster
+    from autoplan.hardware import AnyCluster
     from autoplan.plan import Job
 
 __all__ = ["Pins"]
@@ -40,7 +40,7 @@ class Pins:
         cls,
         pin: Mapping[str, Any] | None,
         job: Job,
-        cluster: Cluster,
+        cluster: AnyCluster,
         forbid: Iterable[tuple[str, Any]] = (),
     ) -> Pins:
         """Check what the caller gave. Raises InputError for an unknown decision or an impossible value."""
@@ -61,6 +61,16 @@ class Pins:
         pins._check_sizes(job, cluster)
         pins._check_schedule()
         return pins
+
+    def on(self, cluster: AnyCluster) -> Pins:
+        """The same for ``cluster``. With devices of several types stages are uneven, which 1F1B's alone may be."""
+        if len(cluster.types) == 1:
+            return self
+        for name, value, only in (("schedule", self.schedule, Schedule.ONE_F_ONE_B), ("vpp", self.vpp, 1)):
+            if value not in (None, only):
+                expected = f"{only}, whose stages may be uneven, on {cluster.devices_text}"
+                raise PlanError(name, str(value), expected, "leave it out, or use one type of device")
+        return replace(self, schedule=Schedule.ONE_F_ONE_B, vpp=1)
 
     def _check_schedule(self) -> None:
         needs = SCHEDULE_NEEDS[self.schedule] if self.schedule is not None else None
@@ -89,13 +99,17 @@ class Pins:
                 )
         return replace(self, **whole)
 
-    def _check_sizes(self, job: Job, cluster: Cluster) -> None:
+    def _check_sizes(self, job: Job, cluster: AnyCluster) -> None:
         world, node, batch = cluster.world_size, cluster.node_size, job.global_batch
         product = 1
         for name in ("pp", "dp", "fsdp", "cp", "tp"):
             value = getattr(self, name) or 1
             product *= value
             _require(world % value == 0, name, value, f"a divisor of the {world} ranks")
+        if self.pp is not None:
+            multiple = cluster.stage_multiple
+            expected = f"a multiple of {multiple}, so that no stage has devices of two types"
+            _require(self.pp % multiple == 0, "pp", self.pp, expected)
         if self.tp is not None:
             _require(node % self.tp == 0, "tp", self.tp, f"a divisor of the {node} ranks of a node")
         _require(world % product == 0, "pp · dp · fsdp · cp · tp", product, f"a divisor of the {world} ranks")

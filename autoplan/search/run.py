@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from itertools import groupby
 from typing import TYPE_CHECKING
 
@@ -12,13 +12,14 @@ from autoplan.cost.memory import StateRates, state_bytes
 from autoplan.cost.stage import optimizer_s
 from autoplan.cost.state_traffic import StateTraffic, state_traffic
 from autoplan.cost.unit import UnitCost
+from autoplan.search.optimist import least_cost
 
 if TYPE_CHECKING:
     from autoplan.graph.ir import ModelGraph
     from autoplan.hardware import Cluster
     from autoplan.plan import Job
 
-__all__ = ["Run", "chain_runs", "least_optimizer_s"]
+__all__ = ["Run", "best_runs", "chain_runs", "least_optimizer_s"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +75,22 @@ def chain_runs(
         )
         start += count
     return tuple(runs)
+
+
+def best_runs(chains: Sequence[Sequence[Run]]) -> tuple[Run, ...]:
+    """One chain on several types of device as if each unit had the best of them: no figure is above any chain's."""
+    return tuple(
+        replace(
+            alike[0],
+            cost=least_cost([run.cost for run in alike]),
+            traffic=StateTraffic(
+                *(min(getattr(run.traffic, f.name) for run in alike) for f in fields(StateTraffic))
+            ),
+            optimizer_s=min(run.optimizer_s for run in alike),
+            state_bytes=min(run.state_bytes for run in alike),
+        )
+        for alike in zip(*chains, strict=True)
+    )
 
 
 def least_optimizer_s(sizes: Sequence[float], degrees: Degrees, job: Job, cluster: Cluster) -> float:

@@ -26,11 +26,12 @@ from autoplan.search.candidates import candidates, other_shapes, variants
 from autoplan.search.graphs import Graphs
 from autoplan.search.layout_choice import LayoutChoice, layout_choices
 from autoplan.search.layout_problem import LayoutsOf
-from autoplan.search.optimist import Optimist, least_cost
+from autoplan.search.optimist import Optimist
 from autoplan.search.pins import Pins
 from autoplan.search.pipeline_bound import pipeline_bound_s
+from autoplan.search.places import best_place, least_of_each, place_on
 from autoplan.search.result import Candidate
-from autoplan.search.run import chain_runs, least_optimizer_s
+from autoplan.search.run import least_optimizer_s
 from autoplan.search.scheduled import Scheduled
 from autoplan.search.sequence_choice import SEQUENCE, cuts_sequence, sequence_choices
 from autoplan.search.stages import Staging, StagingQuestion, best_of_allowed, solve_staging
@@ -38,7 +39,7 @@ from autoplan.search.staging_bound import staging_bound_s
 
 if TYPE_CHECKING:
     from autoplan.graph.ir import ModelGraph
-    from autoplan.hardware import Cluster
+    from autoplan.hardware import AnyCluster, Cluster
     from autoplan.plan import Job
 
 __all__ = ["Space"]
@@ -51,12 +52,13 @@ class Space:
         self,
         graphs: Graphs,
         job: Job,
-        cluster: Cluster,
+        cluster: AnyCluster,
         pins: Pins,
         strategies_of: StrategiesOf,
         layouts_of: LayoutsOf,
     ) -> None:
-        self.job, self.cluster, self.pins = job, cluster, pins
+        self.job, self.cluster, self.pins = job, cluster, pins.on(cluster)
+        self._types = cluster.types
         self._graphs, self._known_ways = graphs, (strategies_of, layouts_of)
         self._strategies_of = strategies_of = pins.rules.strategies(strategies_of)
         self._layouts_of = pins.rules.layouts(layouts_of)
@@ -65,23 +67,32 @@ class Space:
         self._choices: dict[tuple[int, int, int, int], tuple[LayoutChoice, ...]] = graphs.kept.setdefault(
             ("choices", on), {}
         )
-        self._costs: dict[tuple[int, int, int, int], dict[str, UnitCost]] = graphs.kept.setdefault(
-            ("costs", on), {}
-        )
         self._sums: dict[tuple[int, int, int, int, bool], _Total] = {}
-        self._least: dict[tuple[int, int, int, int], dict[str, UnitCost]] = {}
+        self._least: dict[tuple[int, int, int, int], tuple[Mapping[str, UnitCost], ...]] = {}
+        self._best: dict[tuple[int, int, int, int, bool], Mapping[str, UnitCost]] = {}
         self._work: dict[tuple[int, int, int, int, bool, int | None], tuple[float, float, float]] = {}
         self.chain = graphs.trace(pins.micro_batch or 1)
-        self.pins, self.candidates = self._candidates(pins, self.chain.meetings)
+        self.pins, self.candidates = self._candidates(self.pins, self.chain.meetings)
         sizes = sorted({degrees.micro_batch for degrees in self.candidates})
         for size in sizes[:2]:
             # of one sample it is not always clear that it would meet others
             if (met := graphs.trace(size).meetings) and not self.chain.meetings:
-                self.pins, self.candidates = self._candidates(pins, met)
+                self.pins, self.candidates = self._candidates(self.pins, met)
                 break
         self.candidates = self._with_ways(self.candidates)
-        self._optimist = Optimist(graphs, self.chain, cluster, strategies_of, self._costs)
-        self._scheduled = Scheduled(self.chain, job, cluster, self.pins.recompute, self.pins.rules.without)
+        self._optimists = [
+            Optimist(
+                graphs,
+                self.chain,
+                only,
+                strategies_of,
+                graphs.kept.setdefault(("costs", _digest(only), *on[1:]), {}),
+            )
+            for only in self._types
+        ]
+        self._scheduled = Scheduled(  # asked on clusters of one type alone (``Pins.on``)
+            self.chain, job, self._types[0], self.pins.recompute, self.pins.rules.without
+        )
 
     def _with_ways(self, found: list[Degrees]) -> list[Degrees]:
         """Candidates whose tp leaves every op a way that the rules allow."""
@@ -117,7 +128,7 @@ class Space:
                 "plan for fewer ranks, or let each sample go its own way to the loss's mean",
             ) from error
 
-    def changed(self, cluster: Cluster, pins: Pins) -> Space:
+    def changed(self, cluster: AnyCluster, pins: Pins) -> Space:
         """The space of the same model and job on another cluster or under other pins."""
         return Space(self._graphs, self.job, cluster, pins, *self._known_ways)
 
@@ -179,17 +190,29 @@ class Space:
         raise PlanError("recompute", way, expected + ", ".join(names), "change it, or leave it to the search")
 
     def _solved(self, graph: ModelGraph, cp: int, tp: int, ep: int) -> Iterator[LayoutChoice]:
+        """The layouts that are best on some type of device; all stages have the same."""
         graph = self._graphs.sharing_experts(graph, ep)
+        if len(self._types) == 1:
+            yield from self._solved_on(self._types[0], graph, cp, tp)
+            return
+        known: list[tuple[object, ...]] = []
+        for only in self._types:
+            for choice in self._solved_on(only, graph, cp, tp):
+                if choice.decided not in known:
+                    known.append(choice.decided)
+                    yield choice.priced_on(self._types, tp, self._strategies_of)
+
+    def _solved_on(self, cluster: Cluster, graph: ModelGraph, cp: int, tp: int) -> Iterator[LayoutChoice]:
         if cp == 1:
-            yield from layout_choices(graph, tp, self.cluster, self._strategies_of, self._layouts_of)
+            yield from layout_choices(graph, tp, cluster, self._strategies_of, self._layouts_of)
             return
         from autoplan.graph.cut import cut_graph
 
-        for way in sequence_choices(graph, cp, tp, self.cluster):
+        for way in sequence_choices(graph, cp, tp, cluster):
             local = cut_graph(graph, way.layouts, SEQUENCE, cp, way.order)
             if self.pins.rules.refused(local, *self._known_ways, tp):
                 continue
-            for choice in layout_choices(local, tp, self.cluster, self._strategies_of, self._layouts_of):
+            for choice in layout_choices(local, tp, cluster, self._strategies_of, self._layouts_of):
                 yield replace(choice, cp_layouts=way.layouts, cp_order=way.order)
 
     def _shares_experts(self, ep: int) -> bool:
@@ -214,23 +237,25 @@ class Space:
         ``any_schedule``: whatever the schedule and the stages a rank.
         """
         total = self._sum(degrees)
-        if self._least_bytes(degrees, total) > limit_bytes(self.cluster.device):
+        if self._least_bytes(degrees, total) > self.limit_bytes:
             return math.inf
-        traffic = state_traffic(total.chain, degrees, self.job.precision, self.cluster)
-        exposed, times = 1 - self.cluster.overlap, total.chain.times
+        sent = [state_traffic(total.chain, degrees, self.job.precision, only) for only in self._types]
+        exposed, times = 1 - max(only.overlap for only in self._types), total.chain.times
         stepped = total.chain.stepped(degrees)
         largest = max(unit.stepped(degrees) for unit in total.units)
-        element_s = least_optimizer_s((largest, stepped), degrees, self.job, self.cluster)
+        element_s = min(
+            least_optimizer_s((largest, stepped), degrees, self.job, only) for only in self._types
+        )
         passes = (
-            times.forward_s + exposed * traffic.forward_s,
-            times.backward_s + exposed * traffic.backward_s,
-            element_s * stepped + exposed * (traffic.tail_fsdp_s + traffic.tail_dp_s),
+            times.forward_s + exposed * min(traffic.forward_s for traffic in sent),
+            times.backward_s + exposed * min(traffic.backward_s for traffic in sent),
+            element_s * stepped + exposed * min(traffic.tail_fsdp_s + traffic.tail_dp_s for traffic in sent),
         )
         if any_schedule or not _searched(degrees):
             own_s = (degrees.num_micro_batches * (passes[0] + passes[1]) + passes[2]) / degrees.pp
             if any_schedule:
                 return own_s
-            return max(own_s, self._scheduled.bound_s(degrees, self._least_costs(degrees)))
+            return max(own_s, self._scheduled.bound_s(degrees, self._best_costs(degrees)))
         return pipeline_bound_s(*passes, degrees.pp, degrees.num_micro_batches)
 
     def least_busy_s(
@@ -241,7 +266,7 @@ class Space:
         known = self.knows(degrees)
         key = *_layouts_key(degrees), known, None if choice is None else id(choice)
         if key not in self._work:
-            costs = self._least_costs(degrees) if choice is None else choice.costs
+            costs = self._best_costs(degrees) if choice is None else choice.costs
             units = [costs[unit.kind] for unit in self.chain.units]
             times_s = sum(unit.times.forward_s + unit.times.backward_s for unit in units)
             kind_of = {unit.name: unit.kind for unit in self.chain.units}
@@ -254,33 +279,45 @@ class Space:
         passes_s = degrees.num_micro_batches * times_s / degrees.pp
         if passes_alone:
             return passes_s
-        element_s = least_optimizer_s((largest, trainable), degrees, self.job, self.cluster)
+        element_s = least_optimizer_s((largest, trainable), degrees, self.job, self._types[0])
         return passes_s + element_s * trainable / degrees.pp
 
     def work_bound_s(self, degrees: Degrees) -> float:
         """A bound for any schedule that uses the layouts where they are known already."""
-        return self._scheduled.work_s(degrees, self._least_costs(degrees))
+        return self._scheduled.work_s(degrees, self._best_costs(degrees))
 
-    def _least_costs(self, degrees: Degrees) -> Mapping[str, UnitCost]:
-        """The least of each cost of units over the choices of layouts, once they are solved; before, over any."""
+    def _least_costs(self, degrees: Degrees) -> tuple[Mapping[str, UnitCost], ...]:
+        """On each type of device, the least of each cost of units over the choices of layouts, once they are solved;
+        before, over any."""
         if not self.knows(degrees):
-            return self._optimist.costs(degrees.micro_batch, degrees.tp, degrees.cp, degrees.ep)
+            asked = degrees.micro_batch, degrees.tp, degrees.cp, degrees.ep
+            return tuple(optimist.costs(*asked) for optimist in self._optimists)
         key = _layouts_key(degrees)
         if key not in self._least:
-            choices = [choice.costs for choice in self.choices(degrees)]
-            self._least[key] = {kind: least_cost([costs[kind] for costs in choices]) for kind in choices[0]}
+            on = zip(*(choice.costs_on for choice in self.choices(degrees)), strict=True)
+            self._least[key] = tuple(map(least_of_each, on))
         return self._least[key]
+
+    def _best_costs(self, degrees: Degrees) -> Mapping[str, UnitCost]:
+        """The same with each unit on the device that is best for it."""
+        on = self._least_costs(degrees)
+        if len(on) == 1:
+            return on[0]
+        key = *_layouts_key(degrees), self.knows(degrees)
+        if key not in self._best:
+            self._best[key] = least_of_each(on)
+        return self._best[key]
 
     def optimistic_bound_s(self, degrees: Degrees) -> float:
         """A bound that knows memory, recomputation and stages, but searches no layouts."""
         if not _searched(degrees):
-            return self._scheduled.first_rank_bound_s(degrees, self._least_costs(degrees))
+            return self._scheduled.first_rank_bound_s(degrees, self._best_costs(degrees))
         return staging_bound_s(self._question(degrees, self._least_costs(degrees), ()))
 
     def choice_bound_s(self, degrees: Degrees, choice: LayoutChoice, closely: bool = True) -> float:
         """The same, with the layouts that it would run with. Not ``closely``: of ranks, only the first one's memory."""
         if _searched(degrees):
-            return staging_bound_s(self._question(degrees, choice.costs, choice.sent_bytes))
+            return staging_bound_s(self._question(degrees, choice.costs_on, choice.sent_bytes))
         asked = degrees, choice.costs, choice.sent_bytes
         return (
             self._scheduled.close_bound_s(*asked) if closely else self._scheduled.first_rank_bound_s(*asked)
@@ -299,7 +336,7 @@ class Space:
         """The best stages but ``excluded``; None if nothing fits."""
         if not _searched(degrees):
             return self._evenly(degrees, choice)
-        question = self._question(degrees, choice.costs, choice.sent_bytes)
+        question = self._question(degrees, choice.costs_on, choice.sent_bytes)
         question = replace(question, excluded=excluded)
         if self.pins.recompute is not None or len(self.pins.rules.recompute) == 3:
             return solve_staging(question)
@@ -311,7 +348,7 @@ class Space:
         for stages in self._scheduled.fitting(degrees, choice.costs, choice.sent_bytes):
             if self._recomputed(stages) not in self.pins.rules.recompute:
                 continue
-            asked = (choice.costs, choice.sent_bytes, stages, degrees, self.job, self.cluster)
+            asked = (choice.costs_on, choice.sent_bytes, stages, degrees, self.job, self.cluster)
             prices = stage_prices(self._graphs.at(degrees.micro_batch), *asked)
             step_s = simulated(prices, degrees).step_s
             if best is None or step_s < best.bound_s:
@@ -328,7 +365,8 @@ class Space:
     def candidate(self, degrees: Degrees, choice: LayoutChoice, stages: Sequence[Assignment]) -> Candidate:
         """The plan in full, with its price."""
         graph, job = choice.graph, self.job
-        estimate = step_estimate(graph, choice.costs, choice.sent_bytes, stages, degrees, job, self.cluster)
+        asked = (choice.costs_on, choice.sent_bytes, stages, degrees, job, self.cluster)
+        estimate = step_estimate(graph, *asked)
         names = [unit.name for unit in graph.units]
         plan = Plan(
             model=graph.name,
@@ -351,10 +389,11 @@ class Space:
                     units=tuple(names[stage.start : stage.stop]),
                     recompute=tuple(names[index] for index in sorted(stage.recompute)),
                     policies={names[index]: way for index, way in sorted(stage.policies.items())},
+                    device=self._device_of(rank, degrees.pp),
                 )
-                for stage in stages
+                for stage, rank in zip(stages, degrees.stage_ranks, strict=True)
             ),
-            policies=_used(choice, stages),
+            policies=choice.used(stages),
             boundary=str(choice.boundary),
             layouts={kind: dict(names) for kind, names in choice.layouts.items()},
             cp_boundary=str(SEQUENCE if degrees.cp > 1 else REPLICATE),
@@ -363,31 +402,43 @@ class Space:
         )
         return Candidate(plan, estimate)
 
+    def _device_of(self, rank: int, ranks: int) -> str:
+        """The profile of a pipeline rank's devices, where there are several."""
+        return self._types[self.cluster.type_of(rank, ranks)].name if len(self._types) > 1 else ""
+
+    @property
+    def limit_bytes(self) -> float:
+        """What a plan may use of the mean device."""
+        return sum(s * limit_bytes(t.device) for s, t in zip(self.cluster.shares, self._types, strict=True))
+
     def least_bytes(self, degrees: Degrees) -> float:
-        """Bytes that the worst rank needs at least."""
+        """Bytes that the mean rank needs at least."""
         return self._least_bytes(degrees, self._sum(degrees))
 
     def _question(
-        self, degrees: Degrees, costs: Mapping[str, UnitCost], sent_bytes: Sequence[float]
+        self, degrees: Degrees, costs_on: Sequence[Mapping[str, UnitCost]], sent_bytes: Sequence[float]
     ) -> StagingQuestion:
         """How to cut the chain into stages; what a cut sends is taken at its least."""
-        cluster, sent, send_s = self.cluster, min(sent_bytes, default=0.0), 0.0
-        if degrees.pp > 1:
-            send_s = cluster.p2p_time_s(sent, degrees.pp_stride, degrees.pp)
-        else:
-            costs = kinds_once(self.chain, costs)
+        sent = min(sent_bytes, default=0.0)
+        places = [
+            place_on(only, self.chain, costs, degrees, self.job, sent)
+            for costs, only in zip(costs_on, self._types, strict=True)
+        ]
+        types = [self.cluster.type_of(rank, degrees.pp) for rank in range(degrees.pp)]
+        one = best_place(places)
         return StagingQuestion(
-            runs=chain_runs(self.chain, costs, degrees, self.job, cluster),
+            runs=one.runs,
             stages=degrees.pp,
             micro_batches=degrees.num_micro_batches,
-            send_s=send_s,
+            send_s=one.send_s,
             sent_bytes=sent,
-            overlap=cluster.overlap,
+            overlap=one.overlap,
             rates=StateRates.of(degrees, self.job),
-            limit_bytes=limit_bytes(cluster.device),
-            reserve_bytes=fixed_reserve_bytes(cluster.device),
+            limit_bytes=one.limit_bytes,
+            reserve_bytes=one.reserve_bytes,
             recompute=self.pins.recompute,
             without=self.pins.rules.without,
+            places=tuple(places[kind] for kind in types) if len(places) > 1 else (),
         )
 
     def _least_bytes(self, degrees: Degrees, total: _Total) -> float:
@@ -396,13 +447,14 @@ class Space:
         early = total.chain.parameters * rates.copy if late else 0.0
         needed = state_bytes(total.chain, degrees, rates) + max(total.chain.saved_bytes + early, late)
         needed /= degrees.pp
-        return needed * (1 + ALLOCATOR_SLACK) + fixed_reserve_bytes(self.cluster.device)
+        return needed * (1 + ALLOCATOR_SLACK) + fixed_reserve_bytes(self._types[0].device)
 
     def _sum(self, degrees: Degrees) -> _Total:
         """The whole chain as one optimistic unit that saves no more than it must."""
         key = *_layouts_key(degrees), degrees.pp == 1
         if key not in self._sums:
-            costs = self._optimist.costs(degrees.micro_batch, degrees.tp, degrees.cp, degrees.ep)
+            asked = degrees.micro_batch, degrees.tp, degrees.cp, degrees.ep
+            costs = least_of_each([optimist.costs(*asked) for optimist in self._optimists])
             costs = kinds_once(self.chain, costs) if degrees.pp == 1 else costs
             units = [(unit.kind, costs[unit.kind]) for unit in self.chain.units]
             chain = UnitCost(
@@ -426,17 +478,7 @@ class Space:
         return cost.least_again[-1][0] if may else cost.saved_bytes
 
 
-def _used(choice: LayoutChoice, stages: Sequence[Assignment]) -> dict[str, dict[str, dict[str, str]]]:
-    """The policies that ``stages`` name, by block kind."""
-    units = choice.graph.units
-    used = sorted({(units[index].kind, way) for stage in stages for index, way in stage.policies.items()})
-    found: dict[str, dict[str, dict[str, str]]] = {}
-    for kind, way in used:
-        found.setdefault(kind, {})[way] = dict(choice.policies[kind][way])
-    return found
-
-
-def _digest(cluster: Cluster) -> str:
+def _digest(cluster: AnyCluster) -> str:
     return hashlib.sha256(msgspec.json.encode(cluster)).hexdigest()
 
 

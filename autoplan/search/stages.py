@@ -29,12 +29,15 @@ first backward waits for a round trip, by when it has run w_s forwards and no mo
 F(i + w_s), and then either B(i + 1), or, once that micro-batch has made its round trip, B(i + w_s): b
 counts those, which is worth the most at 1 or at its largest, ⌊(m - 1) / w_s⌋. What is exposed of communication t beside
 compute u is max((1 - overlap) t, t - u), so both pieces bound it.
+
+In a cluster of several types of device, a stage's seconds and memory are those of its own (``Place``).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from autoplan.cost.keep import FULL, NONE, Keep, hull
@@ -49,6 +52,7 @@ if TYPE_CHECKING:
     from autoplan.cost.unit import UnitCost
 
 __all__ = [
+    "Place",
     "Staging",
     "StagingQuestion",
     "best_of_allowed",
@@ -59,8 +63,22 @@ __all__ = [
 
 
 @dataclass(frozen=True, slots=True)
+class Place:
+    """The chain and the memory on one stage's device; as in ``StagingQuestion``. ``send_s``: to send at this one's pace."""
+
+    runs: tuple[Run, ...]
+    send_s: float
+    overlap: float
+    limit_bytes: float
+    reserve_bytes: float
+
+
+@dataclass(frozen=True, slots=True)
 class StagingQuestion:
     """A chain to be cut.
+
+    Where devices differ, ``places`` says of each stage what its own give, and what the fields below say of the chain is
+    the best that any of them gives.
 
     Args:
         runs: the chain.
@@ -89,6 +107,25 @@ class StagingQuestion:
     not_all: bool = False
     without: frozenset[str] = frozenset()
     excluded: tuple[tuple[Assignment, ...], ...] = ()
+    places: tuple[Place, ...] = ()
+
+    def at(self, stage: int) -> Place:
+        """What the devices of ``stage`` give."""
+        if self.places:
+            return self.places[stage]
+        return Place(self.runs, self.send_s, self.overlap, self.limit_bytes, self.reserve_bytes)
+
+    @property
+    def sends_s(self) -> list[float]:
+        """Seconds that each stage but the last takes at least to send to the next: the slower sets the pace."""
+        if not self.places:
+            return [self.send_s] * (self.stages - 1)
+        return [max(one.send_s, other.send_s) for one, other in pairwise(self.places)]
+
+    def ways_anywhere(self, index: int) -> list[str]:
+        """The ways of the run ``index`` that ``ways`` gives on some stage's device."""
+        found = {id(place): place.runs[index] for place in self.places} or {0: self.runs[index]}
+        return list(dict.fromkeys(name for run in found.values() for name, _ in self.ways(run)))
 
     def ways(self, run: Run) -> list[tuple[str, Keep]]:
         """What units of ``run`` may do but keep everything: of what nothing forbids, the lower hull."""
@@ -140,7 +177,7 @@ def solve_staging(question: StagingQuestion) -> Staging | None:
 
 
 class _Program:
-    """The integer program; ``n[g][s]`` and ``r[g]``, a row of s for each way, are its decisions; time counts in
+    """The integer program; ``n[g][s]`` and ``r[g]``, for each way its name, what it keeps on the device of each s, and a row of s, are its decisions; time counts in
     ``unit_s``."""
 
     def __init__(self, question: StagingQuestion, model: mathopt.Model) -> None:
@@ -150,10 +187,14 @@ class _Program:
         self.n = [[model.add_integer_variable(lb=0, ub=run.count) for _ in indices] for run in question.runs]
         self.r = [
             [
-                (name, keep, [model.add_integer_variable(lb=0, ub=run.count) for _ in indices])
-                for name, keep in question.ways(run)
+                (
+                    name,
+                    [question.at(stage).runs[g].cost.keep(name) for stage in indices],
+                    [model.add_integer_variable(lb=0, ub=run.count) for _ in indices],
+                )
+                for name in question.ways_anywhere(g)
             ]
-            for run in question.runs
+            for g, run in enumerate(question.runs)
         ]
         self._place()
         self._recompute()
@@ -240,36 +281,65 @@ class _Program:
         return below
 
     def _remember(self, stage: int) -> None:
-        """The stage's memory, in units of the device's. Largest units are taken over all that it may hold."""
-        q = self.question
+        """The stage's memory, in units of the device's. Largest units are taken over all that it may hold; where devices
+        differ, over all that it holds, as a small device may hold little."""
+        q, place = self.question, self.question.at(stage)
         held = in_flight(stage, q.stages, q.micro_batches)
-        terms: list[Any] = [largest_bytes(q, stage)]
+        terms: list[Any] = [] if q.places else [largest_bytes(q, stage)]
         if stage + 1 < q.stages:
             terms.append(held * q.sent_bytes)
         rerun = self.model.add_variable(lb=0.0)  # beyond what the largest units work with
-        for run, n, ways in zip(q.runs, self.n, self.r, strict=True):
+        for run, n, ways in zip(place.runs, self.n, self.r, strict=True):
             cost = run.cost
             kept = run.taken_bytes(held * cost.saved_bytes)
             terms.append((run.state_bytes + kept) * n[stage])
-            for _, keep, row in ways:
+            for _, keeps, row in ways:
+                keep = keeps[stage]
                 terms.append((run.taken_bytes(held * keep.kept_bytes) - kept) * row[stage])
                 some = self.model.add_binary_variable()
                 self.model.add_linear_constraint(row[stage] <= run.count * some)
-                beyond = beyond_largest(q, stage, cost.workspace_bytes + keep.again_bytes)
-                self.model.add_linear_constraint(rerun >= beyond / q.limit_bytes * some)
-        total = sum(term * (1 / q.limit_bytes) for term in terms) + rerun
-        room = (q.limit_bytes - q.reserve_bytes) / (1 + ALLOCATOR_SLACK) / q.limit_bytes
+                beyond = cost.workspace_bytes + keep.again_bytes
+                beyond = beyond if q.places else beyond_largest(q, stage, beyond)
+                self.model.add_linear_constraint(rerun >= beyond / place.limit_bytes * some)
+        total = sum(term * (1 / place.limit_bytes) for term in terms) + rerun
+        total += self._largest(stage, place, rerun) if q.places else 0.0
+        room = (place.limit_bytes - place.reserve_bytes) / (1 + ALLOCATOR_SLACK) / place.limit_bytes
         self.model.add_linear_constraint(total <= room)
+
+    def _largest(self, stage: int, place: Place, working: Any) -> Any:
+        """What goes with the largest of the units that the stage holds but what any works with, which ``working`` is made
+        to be no less than; in units of its memory."""
+        rates, model = self.question.rates, self.model
+        reduced, gathered = model.add_variable(lb=0.0), model.add_variable(lb=0.0)
+        before: tuple[Any, float] | None = None
+        for run, n in zip(place.runs, self.n, strict=True):
+            held = model.add_binary_variable()
+            model.add_linear_constraint(n[stage] <= run.count * held)
+            model.add_linear_constraint(working >= run.cost.workspace_bytes / place.limit_bytes * held)
+            trained = rates.reduced_units * run.cost.trainable / place.limit_bytes
+            model.add_linear_constraint(reduced >= trained * held)
+            own = rates.gathered_units * run.cost.parameters / place.limit_bytes
+            model.add_linear_constraint(gathered >= own * held)
+            if before is not None:
+                model.add_linear_constraint(gathered >= (before[1] + own) * (before[0] + held - 1))
+            if run.count > 1:
+                several = model.add_binary_variable()
+                model.add_linear_constraint(n[stage] <= 1 + (run.count - 1) * several)
+                model.add_linear_constraint(gathered >= 2 * own * several)
+            before = held, own
+        return reduced + gathered
 
     def _passes(self, stage: int) -> tuple[Any, Any, Any, Any]:
         """Variables F, B, head and L of the stage."""
-        q = self.question
+        q = self.question.at(stage)
 
         def total(of_unit: Callable[[Run], float], of_rerun: Callable[[Keep], float] | None = None) -> Any:
             terms = [of_unit(run) / self.unit_s * n[stage] for run, n in zip(q.runs, self.n, strict=True)]
             if of_rerun is not None:
                 terms += [
-                    of_rerun(keep) / self.unit_s * row[stage] for ways in self.r for _, keep, row in ways
+                    of_rerun(keeps[stage]) / self.unit_s * row[stage]
+                    for ways in self.r
+                    for _, keeps, row in ways
                 ]
             return sum(terms)
 
@@ -312,7 +382,7 @@ class _Program:
 
     def _chain(self, passes: Sequence[tuple[Any, Any, Any, Any]]) -> tuple[list[Any], list[Any], list[Any]]:
         """Variables A, G and R of every stage."""
-        send = self.question.send_s / self.unit_s
+        sends = [send / self.unit_s for send in self.question.sends_s]
         arrive, finish = [], []
         for s, (_, backward, head, last) in enumerate(passes):
             arrive.append(self.model.add_variable(lb=0.0))
@@ -320,10 +390,10 @@ class _Program:
             self.model.add_linear_constraint(arrive[s] >= head)
             self.model.add_linear_constraint(finish[s] >= last)
             if s:
-                self.model.add_linear_constraint(arrive[s] >= arrive[s - 1] + passes[s - 1][0] + send)
-                self.model.add_linear_constraint(finish[s] >= backward + send + finish[s - 1])
+                self.model.add_linear_constraint(arrive[s] >= arrive[s - 1] + passes[s - 1][0] + sends[s - 1])
+                self.model.add_linear_constraint(finish[s] >= backward + sends[s - 1] + finish[s - 1])
         trip: list[Any] = [0.0]
-        for forward, backward, _, _ in reversed(passes[1:]):
+        for (forward, backward, _, _), send in zip(reversed(passes[1:]), reversed(sends), strict=True):
             following = self.model.add_variable(lb=0.0)
             self.model.add_linear_constraint(following >= trip[0] + forward + backward + 2 * send)
             trip.insert(0, following)
@@ -368,7 +438,7 @@ def _reduced(question: StagingQuestion, stage: int) -> float:
 
 def _largest(question: StagingQuestion, stage: int) -> list[UnitCost]:
     """The units that a stage may hold, two of a kind at most."""
-    runs = list(question.runs)
+    runs = list(question.at(stage).runs)
     last = question.stages - 1
     if stage > 0 and runs[0].count == 1:
         runs = runs[1:]

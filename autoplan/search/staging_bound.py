@@ -13,6 +13,8 @@ so a least z at which it can hold n:
 paths.) Each left side grows with n, so z gives each stage a cap, from the last stage to the first, and
 no staging is faster than a z at which the caps together hold fewer than N units. Bisection finds it in a
 millisecond, where the integer program takes up to half a second.
+
+Where devices differ, F_s and B_s are those of the stage's own, and u and C those of the best for each unit.
 """
 
 from __future__ import annotations
@@ -28,6 +30,7 @@ import numpy as np
 from autoplan.cost.keep import FULL, NONE, Keep
 from autoplan.cost.memory import ALLOCATOR_SLACK, in_flight
 from autoplan.cost.state_traffic import StateTraffic
+from autoplan.cost.unit import UnitCost
 from autoplan.search.pipeline_bound import pipeline_bound_s
 from autoplan.search.run import Run
 from autoplan.search.stages import StagingQuestion, beyond_largest, largest_bytes
@@ -41,7 +44,10 @@ def staging_bound_s(question: StagingQuestion) -> float:
     """No staging of ``question`` is faster; infinite if none fits in memory."""
     chain = _Chain.of(question.runs)
     least = _closed_form(question)
-    holds = _Unequal.of(question).holds if chain is None else _Equal.of(question, chain).holds
+    if chain is None or question.places:
+        holds = _Unequal.of(question).holds
+    else:
+        holds = _Equal.of(question, chain).holds
     if not holds(np.inf):
         return np.inf
     if holds(least):
@@ -117,7 +123,7 @@ class _Stage:
         again = _again_s(q, chain.units, fixed, n, s)
         figures = n[:, None] * _figures(chain.units) + sum(map(_figures, fixed))
         way = 2 * s * q.send_s + (_least_s(q, chain.before) if s and chain.before else 0.0)
-        free, both = _least_z(q, figures.T, again, s)
+        free, both = _least_z(q, figures.T, again, s, _trips_s(q))
         free = np.maximum(free, both + way)
         work = both + way - _least_s(q, chain.units) * n
         never = np.isnan(again)
@@ -127,7 +133,9 @@ class _Stage:
 def _again_s(q: StagingQuestion, unit: Run, fixed: Sequence[Run], n: Any, s: int) -> Any:
     """Seconds that n units spend at least on making again what memory does not hold; NaN where it never fits."""
     cost, held = unit.cost, in_flight(s, q.stages, q.micro_batches)
-    room = _room(q, s) - sum(run.state_bytes + held * run.cost.saved_bytes for run in fixed)
+    room = _room(q, s, largest_bytes(q, s)) - sum(
+        run.state_bytes + held * run.cost.saved_bytes for run in fixed
+    )
     each = np.maximum(n, 1.0)
     left = (room - n * unit.state_bytes) / (held * each)  # for what a unit keeps
     forced = _forced(q, unit)
@@ -143,11 +151,11 @@ def _again_s(q: StagingQuestion, unit: Run, fixed: Sequence[Run], n: Any, s: int
     return np.where((left >= kept[0]) | ((n == 0) & (room >= 0)), again, np.nan)
 
 
-def _room(q: StagingQuestion, s: int) -> float:
-    """Bytes of a device for the state of stage s and for what its units keep."""
-    held = in_flight(s, q.stages, q.micro_batches)
-    room = (q.limit_bytes - q.reserve_bytes) / (1 + ALLOCATOR_SLACK) - largest_bytes(q, s)
-    return room - (held * q.sent_bytes if s + 1 < q.stages else 0.0) + 1e-6 * q.limit_bytes
+def _room(q: StagingQuestion, s: int, largest: Any) -> Any:
+    """Bytes of a device for the state of stage s and for what its units keep; ``largest``: what goes with the largest."""
+    held, place = in_flight(s, q.stages, q.micro_batches), q.at(s)
+    room = (place.limit_bytes - place.reserve_bytes) / (1 + ALLOCATOR_SLACK) - largest
+    return room - (held * q.sent_bytes if s + 1 < q.stages else 0.0) + 1e-6 * place.limit_bytes
 
 
 def _forced(q: StagingQuestion, unit: Run) -> Keep | None:
@@ -168,23 +176,24 @@ def _figures(run: Run) -> Any:
     )
 
 
-def _least_z(q: StagingQuestion, figures: Any, again: Any, s: int) -> tuple[Any, Any]:
+def _least_z(q: StagingQuestion, figures: Any, again: Any, s: int, trips: float) -> tuple[Any, Any]:
     """The least z at which stage s can have units whose ``_figures`` add up so (the first dim; arrays of any one shape
-    beyond) and that make again for ``again`` seconds, the way to it left out; and m (F + B).
+    beyond) and that make again for ``again`` seconds, the way to it left out; and m (F + B). ``trips``: seconds of a round trip through all stages.
 
     All of ``again`` counts as computing, which hides the most.
     """
     forward, comm_f, backward, comm_b, way, back, before, tail, optimizer = figures
     window = backward + again
 
+    overlap = q.at(s).overlap
+
     def exposed(comm: Any, beside: Any) -> Any:
-        return np.maximum((1 - q.overlap) * comm, comm - beside)
+        return np.maximum((1 - overlap) * comm, comm - beside)
 
     each_f = forward + comm_f + exposed(way, forward)
     each_b = window + comm_b + exposed(back, window)
     last = window + comm_b + optimizer + exposed(back + tail, window)
     m, w = q.micro_batches, in_flight(s, q.stages, q.micro_batches)
-    trips = _chain_s(q) + 2 * (q.stages - 1) * q.send_s
     own = m * each_f + (m - 1) * each_b + last + (exposed(before, forward) if s == 0 else 0.0)
     free = np.maximum(own, trips + (m - 1) * each_b + (m - w) * each_f)
     if s == 0 and m > q.stages > 1:
@@ -205,8 +214,8 @@ def _least_s(q: StagingQuestion, run: Run | None) -> float:
     return run.cost.times.total_s + hidden * (run.traffic.forward_s + run.traffic.backward_s)
 
 
-def _chain_s(q: StagingQuestion) -> float:
-    return sum(run.count * _least_s(q, run) for run in q.runs)
+def _trips_s(q: StagingQuestion) -> float:
+    return sum(run.count * _least_s(q, run) for run in q.runs) + 2 * sum(q.sends_s)
 
 
 def _closed_form(q: StagingQuestion) -> float:
@@ -232,17 +241,21 @@ class _Unequal:
 
     @classmethod
     def of(cls, q: StagingQuestion) -> _Unequal:
-        units = [run for run in q.runs for _ in range(run.count)]
-        figures = _between(np.array([_figures(run) for run in units]).T)
-        ways = [_least_s(q, run) for run in units]
+        ways = [_least_s(q, run) for run in q.runs for _ in range(run.count)]
         before = np.concatenate(((0.0,), np.cumsum(ways)))
         never = np.triu(np.ones((len(before), len(before)), dtype=bool), 1)  # a after b
-        memory = _Memory.of(q, units)
-        tables = []
+        sends = np.concatenate(((0.0,), np.cumsum(q.sends_s)))
+        trips, tables = _trips_s(q), []
+        on: dict[int, tuple[Any, _Memory]] = {}  # by type of device
         for s in range(q.stages):
+            kind = id(q.places[s]) if q.places else 0
+            if kind not in on:
+                units = [run for run in q.at(s).runs for _ in range(run.count)]
+                on[kind] = _between(np.array([_figures(run) for run in units]).T), _Memory.of(q, units)
+            figures, memory = on[kind]
             again = memory.again_s(q, s)
-            free, both = _least_z(q, figures, np.maximum(again, 0.0), s)
-            free = np.maximum(free, both + before + 2 * s * q.send_s)
+            free, both = _least_z(q, figures, np.maximum(again, 0.0), s, trips)
+            free = np.maximum(free, both + before + 2 * sends[s])
             free[never | np.isnan(again)] = np.inf
             tables.append(free)
         return cls(tables)
@@ -268,13 +281,15 @@ def _between(each: Any) -> Any:
 @dataclass(frozen=True, slots=True)
 class _Memory:
     """Of the units from a to b: bytes of state; bytes that each micro-batch in flight keeps at most, and at least; and
-    what can be made again, the cheapest bytes first, as (bytes, seconds a byte)."""
+    what can be made again, the cheapest bytes first, as (bytes, seconds a byte). ``largest``: bytes that go with the
+    largest of them, where devices differ."""
 
     state: Any
     kept: Any
     least: Any
     forced_s: Any
     pieces: Sequence[tuple[Any, float]]
+    largest: Any | None
 
     @classmethod
     def of(cls, q: StagingQuestion, units: Sequence[Run]) -> _Memory:
@@ -303,16 +318,35 @@ class _Memory:
                 ]
             )
         )
-        return cls(state, kept, least, forced_s, list(zip(pieces, sorted(rates), strict=True)))
+        largest = _largest_between(q, [unit.cost for unit in units]) if q.places else None
+        return cls(state, kept, least, forced_s, list(zip(pieces, sorted(rates), strict=True)), largest)
 
     def again_s(self, q: StagingQuestion, s: int) -> Any:
         """Seconds that these units spend at least in stage s on making again what memory does not hold; NaN where it
         never fits."""
         held = in_flight(s, q.stages, q.micro_batches)
-        room = _room(q, s) - self.state
+        room = _room(q, s, largest_bytes(q, s) if self.largest is None else self.largest) - self.state
         over = self.kept - room / held
         again = self.forced_s.copy()
         for freed, byte_s in self.pieces:
             again += byte_s * np.clip(over, 0.0, freed)
             over = over - freed
         return np.where(self.least <= room / held, again, np.nan)
+
+
+def _largest_between(q: StagingQuestion, costs: Sequence[UnitCost]) -> Any:
+    """What goes with the largest of the units from a to b (``stages.largest_bytes``); shape (b, a)."""
+    sizes = [cost.parameters for cost in costs]
+    pairs = [sum(sizes[i : i + 2]) for i, size in enumerate(sizes)]
+    total = np.zeros((len(costs) + 1, len(costs) + 1))
+    for a in range(len(costs)):
+        for weight, own, inner in (
+            (1.0, [cost.workspace_bytes for cost in costs[a:]], None),
+            (q.rates.reduced_units, [cost.trainable for cost in costs[a:]], None),
+            (q.rates.gathered_units, sizes[a:], pairs[a:-1]),
+        ):
+            most = np.maximum.accumulate(own)
+            if inner:
+                most[1:] = np.maximum(most[1:], np.maximum.accumulate(inner))
+            total[a + 1 :, a] += weight * most
+    return total

@@ -7,8 +7,10 @@ from typing import TYPE_CHECKING
 
 from autoplan.errors import PlanError
 from autoplan.graph.layout import Layout
+from autoplan.verify.devices import parts_of_ranks
 from autoplan.verify.experts import check_experts
 from autoplan.verify.kept import Left
+from autoplan.verify.orders import rank_of_stage
 from autoplan.verify.pipeline import Pipeline
 from autoplan.verify.sequence import check_cut
 from autoplan.verify.stage import HeldUnit, StageSums, device_limit, rank_bytes, sharing, stage_sums
@@ -18,7 +20,7 @@ from autoplan.verify.verdict import Claim, Finding, Illegal, Unfamiliar, Verdict
 
 if TYPE_CHECKING:
     from autoplan.graph.ir import ModelGraph
-    from autoplan.hardware import Cluster
+    from autoplan.hardware import AnyCluster, Cluster
     from autoplan.plan import Job, Plan
 
 __all__ = ["verify_plan"]
@@ -30,7 +32,7 @@ _Lefts = dict[tuple[str, str], Left]
 
 
 def verify_plan(
-    graph: ModelGraph, plan: Plan, job: Job, cluster: Cluster, claim: Claim | None = None
+    graph: ModelGraph, plan: Plan, job: Job, cluster: AnyCluster, claim: Claim | None = None
 ) -> Verdict:
     """Derive ``plan`` again and compare.
 
@@ -42,18 +44,20 @@ def verify_plan(
     check_structure(verdict, graph, plan, job, cluster)
     if claim is not None:
         verdict.close("sum of parts_s", claim.step_s, sum(claim.parts_s.values()), _ROUNDING)
-        verdict.close("memory limit", claim.limit_bytes, device_limit(cluster), _ROUNDING)
-        verdict.expect("fits", claim.fits, max(claim.stage_bytes) <= claim.limit_bytes)
+        verdict.expect("fits", claim.fits, all(n <= limit for n, limit in claim.of_stages))
+    if not verdict.holds:
+        return verdict
+    on = _devices(verdict, plan, cluster, claim)
     if not verdict.holds:
         return verdict
     if plan.cp > 1 or plan.ep > 1:
         graph = _on_cp(verdict, graph, plan) if plan.cp > 1 else _on_ep(verdict, graph, plan)
         if verdict.findings or verdict.unchecked:
             return verdict
-    sums = _units(verdict, graph, plan, cluster)
-    if sums is None:
+    sums = [_units(verdict, graph, plan, only) for only in cluster.types]
+    if not all(sums):
         return verdict
-    lefts = _lefts(verdict, plan, cluster, sums)
+    lefts = [_lefts(verdict, plan, only, of) for only, of in zip(cluster.types, sums, strict=True)]
     if not verdict.holds:
         return verdict
     verdict.checked.append("layouts")
@@ -62,13 +66,16 @@ def verify_plan(
     except Unfamiliar as order:
         verdict.unchecked.append(str(order))
         return verdict
-    held_units, stages, sends = _stages(graph, plan, job, cluster, sums, lefts, pipeline.home)
+    types = [cluster.types.index(only) for only in on]
+    known = [(sums[of], lefts[of]) for of in types]
+    held_units, stages, sends = _stages(graph, plan, job, cluster, on, known, pipeline.home)
     ranks = []
     for rank in range(plan.pp):
         mine = [units for units, home in zip(held_units, pipeline.home, strict=True) if home == rank]
         kept = pipeline.held(rank, [stage.kept for stage in stages], [stage.between for stage in stages])
-        ranks.append(rank_bytes(mine, kept, plan, job, cluster))
-    _compare(verdict, [ranks[home] for home in pipeline.home], cluster, claim)
+        ranks.append(rank_bytes(mine, kept, plan, job, on[rank]))
+    limits = [device_limit(only) for only in on]
+    _compare(verdict, [(ranks[home], limits[home]) for home in pipeline.home], claim)
     if claim is not None:
         verdict.close("step", claim.step_s, pipeline.step_s(stages, sends), _ROUNDING)
         if claim.busy_s is not None:
@@ -76,6 +83,18 @@ def verify_plan(
             verdict.close("busy seconds", claim.busy_s, busy_s, _ROUNDING)
         verdict.checked.append("time")
     return verdict
+
+
+def _devices(verdict: Verdict, plan: Plan, cluster: AnyCluster, claim: Claim | None) -> list[Cluster]:
+    """Of each pipeline rank, a cluster of its devices; what is said of them and of their memory is checked."""
+    on = [cluster.types[part] for part in parts_of_ranks(verdict, plan, cluster)]
+    for s, stage in enumerate(plan.stages):
+        own = on[rank_of_stage(str(plan.schedule), s, plan.pp)]
+        if stage.device:
+            verdict.expect(f"stages[{s}].device", stage.device, own.name)
+        if claim is not None and s < len(claim.stage_bytes):
+            verdict.close("memory limit", claim.of_stages[s][1], device_limit(own), _ROUNDING)
+    return on
 
 
 def _on_cp(verdict: Verdict, graph: ModelGraph, plan: Plan) -> ModelGraph:
@@ -124,12 +143,13 @@ def _lefts(verdict: Verdict, plan: Plan, cluster: Cluster, sums: dict[str, UnitS
     return found
 
 
-def _units(verdict: Verdict, graph: ModelGraph, plan: Plan, cluster: Cluster) -> dict[str, UnitSums] | None:
+def _units(verdict: Verdict, graph: ModelGraph, plan: Plan, cluster: Cluster) -> dict[str, UnitSums]:
+    """Of each kind, its sums on one type of device; none if they cannot be told."""
     try:
         boundary = Layout.parse(plan.boundary)
     except PlanError:
         verdict.findings.append(Finding("boundary", plan.boundary, "no layout"))
-        return None
+        return {}
     for kind in plan.layouts.keys() - graph.kinds.keys():
         verdict.findings.append(Finding(f"layouts.{kind}", "a block", "no block of this model"))
     _check_tied(verdict, graph, plan)
@@ -138,7 +158,7 @@ def _units(verdict: Verdict, graph: ModelGraph, plan: Plan, cluster: Cluster) ->
         for kind, block in graph.kinds.items()
     }
     sums = {kind: one for kind, one in found.items() if one is not None}
-    return sums if verdict.holds and len(sums) == len(found) else None
+    return sums if verdict.holds and len(sums) == len(found) else {}
 
 
 def _check_tied(verdict: Verdict, graph: ModelGraph, plan: Plan) -> None:
@@ -154,29 +174,32 @@ def _stages(
     graph: ModelGraph,
     plan: Plan,
     job: Job,
-    cluster: Cluster,
-    sums: dict[str, UnitSums],
-    lefts: _Lefts,
+    cluster: AnyCluster,
+    on: Sequence[Cluster],
+    known: Sequence[tuple[dict[str, UnitSums], _Lefts]],
     home: Sequence[int],
 ) -> tuple[list[list[HeldUnit]], list[StageSums], list[float]]:
-    """Of each stage its units and their sums; and of each but the last, the seconds to send to the next."""
+    """Of each stage its units and their sums; and of each but the last, the seconds to send to the next.
+
+    ``on``, ``known``: of each pipeline rank, what it runs on, and what units take and leave there.
+    """
     ends = []
     for stage in plan.stages:
         ends.append((ends[-1] if ends else 0) + len(stage.units))
     starts = [0, *ends[:-1]]
     stride = plan.tp * plan.cp * plan.fsdp * plan.dp
     boundary = Layout.parse(plan.boundary)
-    tied = _tied_s(graph, plan, job, cluster, sums, starts, ends, home)
+    tied = _tied_s(graph, plan, job, cluster, known[0][0], starts, ends, home)
     units, found, sends = [], [], []
     for s, stage in enumerate(plan.stages):
         last = s + 1 == len(plan.stages)
         sent = 0.0 if last else _crossing(graph, boundary, plan.tp, ends[s])
         ways = {**dict.fromkeys(stage.recompute, "full"), **stage.policies}
-        units.append(_held(graph, sums, lefts, starts[s], ends[s], ways))
-        found.append(stage_sums(units[-1], sent, tied[s], plan, job, cluster))
+        units.append(_held(graph, *known[home[s]], starts[s], ends[s], ways))
+        found.append(stage_sums(units[-1], sent, tied[s], plan, job, on[home[s]]))
         if not last:
-            away = home[s] != home[s + 1]
-            sends.append(cluster.p2p_time_s(sent, stride, plan.pp) if away else 0.0)
+            sides = [on[home[s]], on[home[s + 1]]] if home[s] != home[s + 1] else []
+            sends.append(max((side.p2p_time_s(sent, stride, plan.pp) for side in sides), default=0.0))
     return units, found, sends
 
 
@@ -222,7 +245,7 @@ def _tied_s(
     graph: ModelGraph,
     plan: Plan,
     job: Job,
-    cluster: Cluster,
+    cluster: AnyCluster,
     sums: dict[str, UnitSums],
     starts: Sequence[int],
     ends: Sequence[int],
@@ -248,14 +271,14 @@ def _tied_s(
     return total
 
 
-def _compare(verdict: Verdict, found: Sequence[float], cluster: Cluster, claim: Claim | None) -> None:
-    """``found``: for each stage, the bytes of its rank."""
+def _compare(verdict: Verdict, found: Sequence[tuple[float, float]], claim: Claim | None) -> None:
+    """``found``: for each stage, the bytes of its rank, and those of its device that a plan may use."""
     if claim is None or claim.fits:
-        limit, worst = device_limit(cluster), max(found)
+        worst, limit = max(found, key=lambda one: one[0] / one[1])
         if worst > limit * (1 + _ROUNDING):
             verdict.findings.append(Finding("memory", f"at most {limit:.6g} bytes", f"{worst:.6g} bytes"))
     if claim is not None:
         verdict.expect("stages priced", len(claim.stage_bytes), len(found))
-        for s, (said, nbytes) in enumerate(zip(claim.stage_bytes, found, strict=False)):
+        for s, (said, (nbytes, _)) in enumerate(zip(claim.stage_bytes, found, strict=False)):
             verdict.close(f"bytes of stage {s}", said, nbytes, _ROUNDING)
     verdict.checked.append("memory")

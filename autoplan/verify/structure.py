@@ -9,13 +9,13 @@ from autoplan.verify.verdict import Finding, Verdict
 
 if TYPE_CHECKING:
     from autoplan.graph.ir import ModelGraph
-    from autoplan.hardware import Cluster
+    from autoplan.hardware import AnyCluster
     from autoplan.plan import Job, Plan
 
 __all__ = ["check_structure"]
 
 
-def check_structure(verdict: Verdict, graph: ModelGraph, plan: Plan, job: Job, cluster: Cluster) -> None:
+def check_structure(verdict: Verdict, graph: ModelGraph, plan: Plan, job: Job, cluster: AnyCluster) -> None:
     """Ranks, batch, state, stages and recomputation."""
     sizes = {name: getattr(plan, name) for name in ("pp", "dp", "fsdp", "cp", "tp", "ep", "vpp")}
     for name, size in sizes.items():

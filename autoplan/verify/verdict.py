@@ -12,14 +12,24 @@ __all__ = ["Claim", "Finding", "Illegal", "Unfamiliar", "Verdict"]
 @dataclass(frozen=True, slots=True)
 class Claim:
     """What was said of a plan: seconds of a step, their parts by cause, and bytes on each stage's rank; and for how
-    long of a step the mean rank computes, if that was said."""
+    long of a step the mean rank computes, if that was said. ``limit_bytes``: what a plan may use of a device, or where
+    devices differ, of that of each stage."""
 
     step_s: float
     parts_s: dict[str, float]
     stage_bytes: Sequence[float]
-    limit_bytes: float
+    limit_bytes: float | Sequence[float]
     fits: bool
     busy_s: float | None = None
+
+    @property
+    def of_stages(self) -> list[tuple[float, float]]:
+        """Of each stage, its bytes and its limit."""
+        limits = self.limit_bytes
+        return [
+            (nbytes, limits if isinstance(limits, float | int) else limits[stage])
+            for stage, nbytes in enumerate(self.stage_bytes)
+        ]
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from autoplan.cost.transformer.configuration import Configuration
 from autoplan.cost.transformer.shape import Transformer
 from autoplan.errors import InputError
 
+if TYPE_CHECKING:
+    from autoplan.hardware import AnyCluster
+
 __all__ = ["check_configuration"]
 
 
-def check_configuration(shape: Transformer, c: Configuration, world: int, schedule: str) -> None:
+def check_configuration(shape: Transformer, c: Configuration, cluster: AnyCluster, schedule: str) -> None:
     """Raise InputError naming the first option of one configuration that cannot be.
 
     Args:
-        world: devices of the cluster; the degrees must multiply to it.
+        cluster: the degrees must multiply to its devices.
     """
+    world = cluster.world_size
     _divides("--tp", c.tp, "the heads", shape.heads)
     if shape.mla is None and int(shape.key_heads) % c.tp and c.tp % int(shape.key_heads):
         raise InputError(
@@ -36,6 +42,9 @@ def check_configuration(shape: Transformer, c: Configuration, world: int, schedu
             f"tp x pp x cp x dp = {world} devices (these make {c.world})",
             "change a degree, or give --nodes or --gpus to match",
         )
+    if c.pp % cluster.stage_multiple:
+        expected = f"a multiple of {cluster.stage_multiple}, so that no stage has devices of two types"
+        raise InputError("--pp", c.pp, expected, "choose another --pp")
     if shape.moe:
         _divides("--ep", c.ep, "the experts", shape.experts)
         _divides("--ep", c.ep * c.etp, "tp x cp x dp", c.tp * c.cp * c.dp)

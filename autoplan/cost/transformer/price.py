@@ -23,7 +23,7 @@ from autoplan.cost.transformer.step_times import step_times
 if TYPE_CHECKING:
     from autoplan.hardware import Cluster
 
-__all__ = ["Prices", "price_configurations"]
+__all__ = ["Prices", "price_configurations", "rates"]
 
 CHUNK = 16_384
 """Configurations priced at a time, so that arrays stay in the caches."""
@@ -87,29 +87,32 @@ def _priced(
 ) -> Prices:
     times = step_times(shape, c, formats, software, cluster, schedule)
     memory = step_memory(shape, c, formats, software, cluster, schedule)
-    tokens = c.global_batch * c.seq
-    passes = np.where(c.frozen, 2.0, 3.0)
-    causal, full = (
-        passes
-        * tokens
-        * shape.forward_flops_per_token(c.seq / c.packed, full_attention=f)
-        / c.world
-        / times.step_s
-        for f in (False, True)
-    )
     peak = cluster.device.peak(formats.products)
-    rate = tokens / times.step_s
     return Prices(
         step_s=times.step_s,
         parts={name: s + np.zeros(len(c)) for name, s in times.parts.items()},
-        tokens_per_s=rate,
-        tokens_per_s_per_gpu=rate / c.world,
-        model_flops_per_s=causal,
-        model_flops_per_s_full=full,
-        mfu=causal / peak,
-        mfu_full=full / peak,
         memory=memory,
+        **rates(shape, c, times.step_s, peak),
     )
+
+
+def rates(shape: Transformer, c: Configuration, step_s: Any, peak: float) -> dict[str, Any]:
+    """What steps of ``step_s`` come to, under the names that ``Prices`` has; ``peak`` is FLOP/s of the mean device."""
+    tokens = c.global_batch * c.seq
+    passes = np.where(c.frozen, 2.0, 3.0)
+    causal, full = (
+        passes * tokens * shape.forward_flops_per_token(c.seq / c.packed, full_attention=f) / c.world / step_s
+        for f in (False, True)
+    )
+    rate = tokens / step_s
+    return {
+        "tokens_per_s": rate,
+        "tokens_per_s_per_gpu": rate / c.world,
+        "model_flops_per_s": causal,
+        "model_flops_per_s_full": full,
+        "mfu": causal / peak,
+        "mfu_full": full / peak,
+    }
 
 
 def _part(value: Any, start: int, count: int) -> Any:

@@ -9,14 +9,15 @@ import numpy as np
 from autoplan.cost.pipeline import Simulation, StageSeconds, compiled, simulate
 from autoplan.cost.transformer.configuration import Configuration
 from autoplan.cost.transformer.formats import Formats
+from autoplan.cost.transformer.mixed_times import step_times_on
 from autoplan.cost.transformer.shape import Transformer
 from autoplan.cost.transformer.software import Software
 from autoplan.cost.transformer.stages import stage_layers
-from autoplan.cost.transformer.step_times import end_passes, layer_passes, step_times
+from autoplan.cost.transformer.step_times import end_passes, layer_passes
 from autoplan.cost.transformer.work_times import Passes
 
 if TYPE_CHECKING:
-    from autoplan.hardware import Cluster
+    from autoplan.hardware import AnyCluster
 
 __all__ = ["simulated_step"]
 
@@ -26,7 +27,7 @@ def simulated_step(
     c: Configuration,
     formats: Formats,
     software: Software,
-    cluster: Cluster,
+    cluster: AnyCluster,
     schedule: str,
 ) -> Simulation:
     """Simulate ``schedule`` with the passes that ``step_times`` prices.
@@ -37,16 +38,19 @@ def simulated_step(
     Raises:
         InputError: the schedule cannot run so many chunks or micro-batches.
     """
-    dense, mixture = layer_passes(shape, c, formats, software, cluster)
-    first, last = end_passes(shape, c, formats, software, cluster)
-    parts = step_times(shape, c, formats, software, cluster, schedule).parts
+    passes = [layer_passes(shape, c, formats, software, only) for only in cluster.types]
+    ends = [end_passes(shape, c, formats, software, only) for only in cluster.types]
+    parts = step_times_on(shape, c, formats, software, cluster, schedule).parts
     pp, vpp, m = int(c.pp), int(c.vpp), int(c.micro_batches)
     program = compiled(schedule, pp, vpp, m)
+    ranks = [program.order.rank_of[index] for index in range(pp * vpp)]
+    types = [cluster.type_of(rank, pp) for rank in ranks]
     chunks = [
-        _chunk(shape, c, dense, mixture, program.order.rank_of[index], index) for index in range(pp * vpp)
+        _chunk(shape, c, *passes[of], rank, index)
+        for index, (rank, of) in enumerate(zip(ranks, types, strict=True))
     ]
-    chunks[0] = chunks[0] + first
-    chunks[-1] = chunks[-1] + last
+    chunks[0] = chunks[0] + ends[types[0]][0]
+    chunks[-1] = chunks[-1] + ends[types[-1]][1]
     waited = _number(parts["pp_comm"]) / m / (2 * vpp) if pp > 1 else 0.0
     once = sum(_number(parts[name]) for name in ("dp_comm", "optimizer", "overhead"))
     return simulate(

@@ -32,7 +32,16 @@ from autoplan.cost.transformer.work_times import Passes, work_times
 if TYPE_CHECKING:
     from autoplan.hardware import Cluster
 
-__all__ = ["StepTimes", "end_passes", "layer_passes", "step_times"]
+__all__ = [
+    "STEP_FIXED_S",
+    "StepTimes",
+    "bubble_s",
+    "end_passes",
+    "layer_passes",
+    "once_parts",
+    "send_s",
+    "step_times",
+]
 
 STEP_OPS = 30.0
 """Ops that the host issues once a step: the optimizer on many tensors at once, norms, logging."""
@@ -85,16 +94,31 @@ def step_times(
         _where(middle_s >= slowest_s, middle, last),
     )
     parts = {name: c.micro_batches * s for name, s in busiest.by_cause().items()}
-    send_steady, send_fill = _send_s(shape, c, software, cluster)
+    send_steady, send_fill = send_s(shape, c, software, cluster)
     parts["pp_comm"] = c.micro_batches * send_steady + send_fill
-    parts["bubble"] = _bubble_s(whole_s, slowest_s, busiest, c, schedule)
+    parts["bubble"] = bubble_s(whole_s, slowest_s, busiest, c, schedule)
 
-    dense_held, expert_held = _held_parameters(shape, c, held.first, held.first_dense)
-    parts["dp_comm"] = once_a_step(dense_held, expert_held, first, c, formats, software, cluster)
-    parts["dp_comm"] = parts["dp_comm"] + _tied_s(shape, c, software, cluster)
-    parts["optimizer"] = _optimizer_s(dense_held, expert_held, c, formats, software, cluster)
+    parts |= once_parts(shape, c, first, formats, software, cluster)
     parts["overhead"] = STEP_FIXED_S + 0.0 * parts["optimizer"]
     return StepTimes(sum(parts.values()), parts)
+
+
+def once_parts(
+    shape: Transformer,
+    c: Configuration,
+    first: Passes,
+    formats: Formats,
+    software: Software,
+    cluster: Cluster,
+) -> dict[str, Any]:
+    """Seconds that come once a step on the first stage, whose passes are ``first``: ``dp_comm`` and ``optimizer``."""
+    held = stage_layers(shape, c)
+    dense_held, expert_held = _held_parameters(shape, c, held.first, held.first_dense)
+    sent = once_a_step(dense_held, expert_held, first, c, formats, software, cluster)
+    return {
+        "dp_comm": sent + _tied_s(shape, c, software, cluster),
+        "optimizer": _optimizer_s(dense_held, expert_held, c, formats, software, cluster),
+    }
 
 
 def layer_passes(
@@ -157,7 +181,8 @@ def _where(condition: Any, a: Passes, b: Passes) -> Passes:
     )
 
 
-def _bubble_s(whole_s: Any, slowest_s: Any, busiest: Passes, c: Configuration, schedule: str) -> Any:
+def bubble_s(whole_s: Any, slowest_s: Any, busiest: Passes, c: Configuration, schedule: str) -> Any:
+    """Seconds that the busiest stage waits; ``whole_s`` are those of a micro-batch on all stages."""
     p, v, m = np.asarray(c.pp), np.asarray(c.vpp), np.asarray(c.micro_batches)
     bubble: Any = np.maximum(whole_s - slowest_s, 0.0) / v + (v - 1) * np.maximum(p - m, 0) * slowest_s / v
     if schedule not in ("gpipe", "1f1b", "interleaved"):
@@ -174,7 +199,7 @@ def _bubble_s(whole_s: Any, slowest_s: Any, busiest: Passes, c: Configuration, s
     return np.where(p > 1, bubble, 0.0)
 
 
-def _send_s(shape: Transformer, c: Configuration, software: Software, cluster: Cluster) -> tuple[Any, Any]:
+def send_s(shape: Transformer, c: Configuration, software: Software, cluster: Cluster) -> tuple[Any, Any]:
     """Seconds that each micro-batch waits for sends, and that filling and draining waits once."""
     pp = np.asarray(c.pp)
     if np.all(pp == 1):

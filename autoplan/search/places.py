@@ -1,0 +1,58 @@
+"""The chain on each type of device of a cluster, and on the best of all of them, for bounds."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from autoplan.cost.degrees import Degrees
+from autoplan.cost.memory import fixed_reserve_bytes, limit_bytes
+from autoplan.cost.tied import kinds_once
+from autoplan.cost.unit import UnitCost
+from autoplan.search.optimist import least_cost
+from autoplan.search.run import best_runs, chain_runs
+from autoplan.search.stages import Place
+
+if TYPE_CHECKING:
+    from autoplan.graph.ir import ModelGraph
+    from autoplan.hardware import Cluster
+    from autoplan.plan import Job
+
+__all__ = ["best_place", "least_of_each", "place_on"]
+
+
+def place_on(
+    cluster: Cluster,
+    chain: ModelGraph,
+    costs: Mapping[str, UnitCost],
+    degrees: Degrees,
+    job: Job,
+    sent_bytes: float,
+) -> Place:
+    """``chain`` on devices of one type, that of ``cluster``; ``costs`` are those there."""
+    alone = degrees.pp == 1
+    return Place(
+        runs=chain_runs(chain, kinds_once(chain, costs) if alone else costs, degrees, job, cluster),
+        send_s=0.0 if alone else cluster.p2p_time_s(sent_bytes, degrees.pp_stride, degrees.pp),
+        overlap=cluster.overlap,
+        limit_bytes=limit_bytes(cluster.device),
+        reserve_bytes=fixed_reserve_bytes(cluster.device),
+    )
+
+
+def best_place(places: Sequence[Place]) -> Place:
+    """As if each stage had the best of everything."""
+    if len(places) == 1:
+        return places[0]
+    return Place(
+        runs=best_runs([place.runs for place in places]),
+        send_s=min(place.send_s for place in places),
+        overlap=max(place.overlap for place in places),
+        limit_bytes=max(place.limit_bytes for place in places),
+        reserve_bytes=min(place.reserve_bytes for place in places),
+    )
+
+
+def least_of_each(on: Sequence[Mapping[str, UnitCost]]) -> Mapping[str, UnitCost]:
+    """By kind, the least of each cost; ``on`` are those of several types of device, or of several layouts."""
+    return on[0] if len(on) == 1 else {kind: least_cost([costs[kind] for costs in on]) for kind in on[0]}
