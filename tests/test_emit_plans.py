@@ -52,13 +52,10 @@ _TWO = [
     Case("moe", fsdp=2, ep=2, zero=3, dtype="fp32", recompute="full"),
 ]
 _MORE_TWO = [
-    Case("llama-tied", pp=2, schedule="zbv", vpp=2, num_micro_batches=3, dtype="fp32", policy="random"),
-    Case("llama", cp=2, cp_attention="ring", zero=2, dtype="fp32", seed=1),
     Case("gpt-dropout", pp=2, schedule="gpipe", num_micro_batches=2),
     Case("gpt", pp=2, schedule="interleaved", vpp=2, num_micro_batches=3),
     Case("gpt-untied", pp=2, schedule="zb-h1", num_micro_batches=4, recompute="full"),
     Case("gpt", pp=2, schedule="dualpipe-v", vpp=2, num_micro_batches=5, recompute="mixed"),
-    Case("gpt", cp=2, seed=1, micro_batch=2),
     Case("gpt-dropout", cp=2, seed=2, cp_order="zigzag"),
     Case("gpt", cp=2, cp_attention="rows", policy="random", seed=9),
     Case("llama", cp=2, cp_attention="heads", zero=3, recompute="full"),
@@ -68,15 +65,14 @@ _MORE_TWO = [
     Case("gpt", dp=2, num_micro_batches=3),
 ]
 _FOUR = [
-    Case("gpt", pp=2, fsdp=2, zero=3, schedule="1f1b", dtype="fp32", num_micro_batches=3),
-    Case("llama", pp=2, tp=2, schedule="zb-h1", num_micro_batches=4, policy="random", seed=10),
+    Case("gpt", pp=2, fsdp=2, zero=3, dtype="fp32", num_micro_batches=3),
+    Case("gpt", pp=2, dp=2, schedule="zb-h1", num_micro_batches=4),
+    Case("gpt", pp=2, tp=2, schedule="zb-h1", num_micro_batches=4, policy="random", seed=10),
     Case("gpt", pp=2, dp=2, schedule="interleaved", vpp=2, num_micro_batches=3),
     Case("gpt", pp=2, fsdp=2, zero=2, schedule="zbv", vpp=2, num_micro_batches=3, dtype="fp32"),
     Case("gpt", cp=2, tp=2, cp_attention="ring", seed=2, boundary="S(1)"),
-    Case("gpt", cp=2, pp=2, schedule="zbv", vpp=2, cp_attention="rows"),
     Case("moe-odd", fsdp=2, ep=2, tp=2, zero=3, seed=1),
     Case("moe", fsdp=2, ep=2, pp=2, zero=2, schedule="zb-h1"),
-    Case("moe", dp=2, fsdp=2, ep=2, zero=2),
 ]
 
 
