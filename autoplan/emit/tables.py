@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 
 from autoplan.cost.pipeline import pipeline_order
 from autoplan.graph.ir import ModelGraph
-from autoplan.plan import Plan, Precision, Schedule
+from autoplan.plan import Plan, Schedule
 from autoplan.rewrite.stage_module import Wire, loss_wire, wires_into
 from autoplan.runtime.pipeline import as_text
 
@@ -111,11 +111,6 @@ def tied_over_stages(graph: ModelGraph, plan: Plan) -> list[list[tuple[int, str,
         if len(homes) > 1:
             found.append([homes[place] for place in sorted(homes)])
     return found
-
-
-def mixed(plan: Plan) -> bool:
-    """True if parameters are kept in another dtype than is computed in."""
-    return plan.precision is Precision.BF16
 
 
 def _wires(row: Sequence[Wire]) -> str:
