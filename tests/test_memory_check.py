@@ -21,12 +21,12 @@ SEQ = 512
 CASES = [
     Case("llama", dtype="bf16", dp=8, micro_batch=4),
     Case("llama", dtype="bf16", fsdp=8, zero=1, micro_batch=4),
-    Case("llama", dtype="bf16", fsdp=8, zero=2, micro_batch=4),
     Case("llama", dtype="bf16", dp=2, fsdp=4, zero=3, micro_batch=4),
     Case("llama", dtype="bf16", fsdp=8, zero=3, micro_batch=4, recompute="full"),
     Case("llama", dtype="bf16", dp=8, micro_batch=4, num_micro_batches=1),
     Case("llama", dtype="bf16", fsdp=8, zero=1, micro_batch=4, num_micro_batches=1),
     Case("llama", dtype="bf16", pp=2, fsdp=2, zero=2, micro_batch=4, num_micro_batches=8),
+    Case("llama", dtype="bf16", pp=2, fsdp=2, zero=2, micro_batch=4, num_micro_batches=4, schedule="zb-h1"),
 ]
 
 
@@ -45,7 +45,9 @@ def traced() -> tuple[torch.nn.Module, ModelGraph]:
 @pytest.mark.parametrize(
     "case",
     CASES,
-    ids=lambda case: f"pp{case.pp}-dp{case.dp}-zero{case.zero}-{case.num_micro_batches}-{case.recompute}",
+    ids=lambda case: (
+        f"pp{case.pp}-dp{case.dp}-zero{case.zero}-{case.num_micro_batches}-{case.recompute}-{case.schedule}"
+    ),
 )
 def test_worst_moment(traced: tuple[torch.nn.Module, ModelGraph], case: Case) -> None:
     model, graph = traced

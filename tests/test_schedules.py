@@ -6,9 +6,11 @@ tied embedding and head lie in different stages, under V-shaped schedules on one
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
-from equality import Case, check
+from equality import Case, check, difference, run
 from ranks import Ranks
 from torch import nn
 from torch.utils.checkpoint import checkpoint
@@ -93,6 +95,17 @@ def test_two_ranks(two: Ranks, case: Case) -> None:
 @pytest.mark.parametrize("case", _FOUR, ids=_name)
 def test_four_ranks(four: Ranks, case: Case) -> None:
     four(check, case)
+
+
+def _halves_and_whole() -> None:
+    case = Case(pp=2, fsdp=2, zero=2, num_micro_batches=3, dtype="bf16")
+    whole, halves = (run(replace(case, schedule=name), steps=1)[1] for name in ("1f1b", "zb-h1"))
+    assert difference(halves, whole) < 2e-2
+
+
+def test_halves_in_mixed_precision_give_what_whole_passes_give(four: Ranks) -> None:
+    """Of a unit, norms and biases have their gradients from the first half, and products from the second."""
+    four(_halves_and_whole)
 
 
 @pytest.mark.slow

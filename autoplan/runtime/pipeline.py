@@ -139,6 +139,7 @@ class HalvedStage(_FrugalStage):
         for group in _groups(state):
             if self.zero >= 2 and group.mesh_info.mesh.ndim == 2:
                 _fill_missing_gradients(group)
+            _reduce_in_one_dtype(group)
             group.post_backward()
         state._root_post_backward_final_callback()
 
@@ -163,6 +164,16 @@ def _fill_missing_gradients(group: Any) -> None:
         parameter = getattr(held, "_unsharded_param", None)
         if parameter is not None and parameter.grad is None and held.unsharded_accumulated_grad is None:
             parameter.grad = torch.zeros_like(parameter)
+
+
+def _reduce_in_one_dtype(group: Any) -> None:
+    """What a first half left (norms, biases) FSDP keeps in the dtype that it reduces in. What the weight half made must
+    be so too: all gradients of a group travel as one flat tensor."""
+    for held in group.fsdp_params:
+        if held.unsharded_accumulated_grad is not None:
+            held.accumulate_unsharded_grad_if_needed()
+        elif hasattr(held, "_unsharded_param"):
+            held.to_accumulated_grad_if_needed()
 
 
 class Pipeline:
