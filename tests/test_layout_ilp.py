@@ -13,7 +13,7 @@ from autoplan.cost.unit import unit_cost
 from autoplan.graph.layout import PARTIAL, REPLICATE, Layout, shard
 from autoplan.search import layout_elimination
 from autoplan.search.layout_choice import layout_choices
-from autoplan.search.layout_elimination import eliminate, price_s
+from autoplan.search.layout_elimination import eliminate, nearly, price_s
 from autoplan.search.layout_ilp import solve_layouts
 from autoplan.search.layout_problem import LayoutProblem, Node, Option, Port, layout_problem
 
@@ -62,9 +62,12 @@ def test_elimination_equals_the_program(problem: LayoutProblem, sizes: tuple[int
     """Whether values of several readers are tables, variables, or relaxed because tables would be too large."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(layout_elimination, "_JOINED", sizes[0])
-        patch.setattr(layout_elimination, "_ENTRIES", sizes[1])
-        taken = eliminate(problem)
+        patch.setattr(layout_elimination, "_ENTRIES", (sizes[1],))
+        taken, near = eliminate(problem), nearly(problem)
     best_s = price_s(problem, solve_layouts(problem))
+    if near is not None:
+        assert near[1] <= 1e-3
+        assert price_s(problem, near[0]) * (1 - near[1]) <= best_s * (1 + 1e-9) + 1e-12
     if taken is None:  # too large, or no proof: the program answers then
         assert sizes[1] == 60
         return

@@ -6,6 +6,7 @@ import functools
 import math
 from dataclasses import replace
 
+import numpy as np
 import pytest
 from equality import SEQ, make, make_batch
 
@@ -60,6 +61,12 @@ def test_a_plan_that_shares_experts_is_priced_as_said(pin: dict[str, int]) -> No
     assert again.parts["ep_comm"] > 0
 
 
+def below(points: tuple[tuple[float, float], ...], kept: float) -> float:
+    """Seconds of the frontier at ``kept`` bytes, of which it may keep fewer."""
+    bytes_, seconds = zip(*reversed(points), strict=True)
+    return float(np.interp(kept, bytes_, seconds)) if kept >= bytes_[0] * (1 - 1e-12) else math.inf
+
+
 def test_no_plan_is_below_the_bounds() -> None:
     """Of each unit, and of the step; seen for every state sharding of experts on eight ranks."""
     looked = space(Pins(ep=2, micro_batch=1))
@@ -67,14 +74,22 @@ def test_no_plan_is_below_the_bounds() -> None:
     for degrees in looked.candidates:
         assert degrees.ep == 2
         optimistic = looked._optimist.costs(degrees.micro_batch, degrees.tp, degrees.cp, degrees.ep)
-        first = looked.first_bound_s(degrees)
+        first = max(
+            looked.first_bound_s(degrees), looked.joined_bound_s(degrees), looked.mesh_bound_s(degrees)
+        )
         for choice in looked.choices(degrees):
             for kind, cost in choice.costs.items():
                 least = optimistic[kind]
                 assert least.experts <= cost.experts
                 assert least.stored(degrees) <= cost.stored(degrees)
                 assert least.times.forward_s <= cost.times.forward_s * (1 + 1e-12)
+                assert least.times.backward_s <= cost.times.backward_s * (1 + 1e-12)
+                assert least.times.forward_comm_s <= cost.times.forward_comm_s * (1 + 1e-12)
                 assert least.times.backward_comm_s <= cost.times.backward_comm_s * (1 + 1e-12)
+                assert least.saved_bytes <= cost.saved_bytes * (1 + 1e-12)
+                assert least.input_bytes <= cost.input_bytes
+                for kept, seconds in cost.least_again:
+                    assert below(least.least_again, kept) <= seconds + 1e-12
             staging = looked.solve(degrees, choice)
             assert staging is not None
             estimate = looked.candidate(degrees, choice, staging.stages).estimate

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
@@ -12,13 +13,18 @@ from test_cost_toys import toy_cluster, toy_graph, toy_layouts, toy_strategies
 
 from autoplan.cost.degrees import Degrees
 from autoplan.cost.step import Assignment
+from autoplan.cost.times import Times
 from autoplan.graph.ir import ModelGraph
 from autoplan.plan import Job, Precision, Schedule, validate_plan
+from autoplan.search import staging_bound
 from autoplan.search.graphs import Graphs
 from autoplan.search.layout_choice import LayoutChoice
 from autoplan.search.pins import Pins
 from autoplan.search.pipeline_bound import pipeline_bound_s
+from autoplan.search.run import Run
 from autoplan.search.space import Space
+from autoplan.search.stages import solve_staging
+from autoplan.search.staging_bound import staging_bound_s
 
 GRAPHS: dict[tuple[int, int, bool], ModelGraph] = {}
 
@@ -79,11 +85,56 @@ def _again(stage: Assignment) -> dict[int, str]:
     return {unit: stage.way(unit) for unit in (*stage.recompute, *stage.policies)}
 
 
+def scaled(run: Run, factor: float, start: int, count: int) -> Run:
+    """``count`` units that take and keep ``factor`` times as much as those of ``run``."""
+    t = run.cost.times
+    cost = replace(
+        run.cost,
+        times=Times(factor * t.forward_s, factor * t.backward_s, t.forward_comm_s, t.backward_comm_s),
+        saved_bytes=factor * run.cost.saved_bytes,
+        keeps={},
+    )
+    return replace(run, start=start, count=count, cost=cost, state_bytes=run.state_bytes / factor)
+
+
+@settings(max_examples=40, deadline=None)
+@given(spaces(), st.lists(st.tuples(st.integers(1, 4), st.floats(0.4, 2.5)), min_size=1, max_size=3))
+def test_a_quick_bound_holds_for_any_chain(
+    case: tuple[Space, Degrees], pieces: list[tuple[int, float]]
+) -> None:
+    """Runs of unequal units: no program's bound is below the quick one, and what that calls impossible is. For equal
+    units, the quick one is no worse than what is made for them."""
+    space, degrees = case
+    choice = space.choices(degrees)[0]
+    question = space._question(degrees, choice.costs, choice.sent_bytes)
+    assert staging_bound._Chain.of(question.runs) is not None
+    special = staging_bound_s(question)
+    for runs in ([question.runs[1]], pieces):
+        first, equal, last = question.runs
+        chain = [first]
+        for piece in runs:
+            start = chain[-1].start + chain[-1].count
+            run = piece if isinstance(piece, Run) else scaled(equal, piece[1], start, piece[0])
+            chain.append(run)
+        chain.append(replace(last, start=chain[-1].start + chain[-1].count))
+        asked = replace(question, runs=tuple(chain))
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(staging_bound._Chain, "of", lambda runs: None)
+            quick = staging_bound_s(asked)
+        if runs is not pieces:
+            assert quick >= special * (1 - 1e-3)
+        exact = solve_staging(asked) if sum(run.count for run in chain) >= degrees.pp else None
+        if exact is not None:
+            assert quick <= exact.bound_s * (1 + 1e-6)
+
+
 @settings(max_examples=60, deadline=None)
 @given(spaces())
 def test_bounds_only_grow_and_never_pass_the_price(case: tuple[Space, Degrees]) -> None:
     space, degrees = case
     rough, chain = space.first_bound_s(degrees), space.optimistic_bound_s(degrees)
+    joined = space.joined_bound_s(degrees)
+    mesh = space.mesh_bound_s(degrees)
     for choice in space.choices(degrees):
         layout = space.choice_bound_s(degrees, choice)
         staging = space.solve(degrees, choice)
@@ -93,7 +144,7 @@ def test_bounds_only_grow_and_never_pass_the_price(case: tuple[Space, Degrees]) 
         assert estimate.fits
         slack = 1 + 2e-4  # the staging program stops at a gap of 1e-4
         assert rough <= layout * slack and chain <= layout * slack
-        assert layout <= staging.bound_s * slack
+        assert max(layout, joined, mesh) <= staging.bound_s * slack
         assert staging.bound_s <= estimate.step_time_s * slack
 
 

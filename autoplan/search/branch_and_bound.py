@@ -9,6 +9,7 @@ The one with the least is taken out and looked at more closely:
              and number of stages a rank
     ROUGH    closed form over the whole chain                        microseconds
     CHAIN    memory, recomputation and stages, without layouts       a millisecond
+             then with what layouts of blocks take at least          a second for the first of a micro-batch and tp
     LAYOUT   one entry for each choice of layouts: solve the         a tenth of a second for the first of
              layouts of the blocks at this micro-batch and tp        a micro-batch and tp
     RANKS    under schedules whose stages are cut evenly:        a millisecond or two
@@ -104,9 +105,11 @@ class BranchAndBound:
     _least_solved_s: float = math.inf
     _best: float = math.inf
     _priced: set[Degrees] = field(default_factory=set)
+    _hurry_at: float = math.inf
 
     def run(self) -> None:
         """Search until the gap is closed, the queue is empty, or time runs out."""
+        self._hurry_at = (time.monotonic() + self.stop_at) / 2
         for degrees in self.space.meshes:
             if self._out_of_time():
                 self._queue.append(_Entry(0.0, -_Level.MESH, degrees))
@@ -116,14 +119,15 @@ class BranchAndBound:
                 self._queue.append(entry)
         heapq.heapify(self._queue)
         looks = 0
-        while self._queue and self._queue[0].least < self._best * (1 - self.gap):
+        while self._queue and self._queue[0].least * (1 - self.space.slack) < self._best * (1 - self.gap):
             if (self.found and looks > self.most_looks) or self._out_of_time():
                 break
             self._step()
             looks += 1
         self.least = min(self._queue[0].least if self._queue else math.inf, self._least_solved)
         self.bound_s = min((entry.bound_s for entry in self._queue), default=math.inf)
-        self.bound_s = min(self.bound_s, self._least_solved_s)
+        self.bound_s = min(self.bound_s, self._least_solved_s) * (1 - self.space.slack)
+        self.least *= 1 - self.space.slack
         self._close()
 
     @property
@@ -161,11 +165,28 @@ class BranchAndBound:
         self.found.sort(key=lambda c: (self.goal.value(c.estimate), Degrees.of(c.plan), c.plan.boundary))
         self.pruned = self.space.count - len(self._priced)
 
+    def _hurries(self) -> bool:
+        """True if half of the time has passed without a plan: any is better than none."""
+        return not self.found and time.monotonic() > self._hurry_at
+
+    def _deepest(self) -> _Entry:
+        """The entry that is nearest to its price, out of turn, which no bound minds."""
+
+        def away(index: int) -> tuple[int, bool, _Entry]:
+            entry = self._queue[index]
+            return entry.closeness, not self.space.knows(entry.degrees), entry
+
+        index = min(range(len(self._queue)), key=away)
+        self._queue[index], self._queue[-1] = self._queue[-1], self._queue[index]
+        entry = self._queue.pop()
+        heapq.heapify(self._queue)
+        return entry
+
     def _out_of_time(self) -> bool:
         return time.monotonic() > self.stop_at
 
     def _step(self) -> None:
-        entry = heapq.heappop(self._queue)
+        entry = self._deepest() if self._hurries() else heapq.heappop(self._queue)
         if self._is_last(entry):
             self._price(entry)
         else:
@@ -181,6 +202,13 @@ class BranchAndBound:
         """What becomes of a candidate that is looked at one level more closely."""
         degrees, space = entry.degrees, self.space
         closer: list[_Entry] = []
+        if entry.level in (_Level.MESH, _Level.FAMILY):
+            # layouts that were solved since may say more
+            bound_s = space.mesh_bound_s(degrees)
+            if entry.level is _Level.FAMILY:
+                bound_s = max(bound_s, space.work_bound_s(degrees))
+            if bound_s > entry.bound_s:
+                return self._again(entry, bound_s)
         if entry.level is _Level.MESH:
             for shared in space.meshes[degrees]:
                 bound_s = max(entry.bound_s, space.first_bound_s(shared))
@@ -191,17 +219,15 @@ class BranchAndBound:
                     bound_s = max(entry.bound_s, space.first_bound_s(shared, any_schedule=True))
                     closer.append(self._entry(bound_s, _Level.FAMILY, shared))
         elif entry.level is _Level.FAMILY:
-            if (bound_s := space.work_bound_s(degrees)) > entry.bound_s:
-                return [
-                    found for found in [self._entry(bound_s, entry.level, degrees)] if found.least < math.inf
-                ]
             for variant in space.variants(degrees):
                 bound_s = max(entry.bound_s, space.first_bound_s(variant))
                 closer.append(self._entry(bound_s, _Level.ROUGH, variant))
         elif entry.level is _Level.ROUGH:
-            bound_s = max(entry.bound_s, space.optimistic_bound_s(degrees))
+            bound_s = max(entry.bound_s, space.optimistic_bound_s(degrees), space.mesh_bound_s(degrees))
             closer.append(self._entry(bound_s, _Level.CHAIN, degrees))
         elif entry.level is _Level.CHAIN:
+            if (bound_s := space.joined_bound_s(degrees)) > entry.bound_s:
+                return self._again(entry, bound_s)
             for index, choice in enumerate(space.choices(degrees)):
                 bound_s = max(entry.bound_s, space.choice_bound_s(degrees, choice, closely=False))
                 closer.append(self._entry(bound_s, _Level.LAYOUT, degrees, index))
@@ -209,6 +235,11 @@ class BranchAndBound:
             bound_s = max(entry.bound_s, space.choice_bound_s(degrees, space.choices(degrees)[entry.choice]))
             closer.append(self._entry(bound_s, _Level.RANKS, degrees, entry.choice))
         return [found for found in closer if found.least < math.inf]
+
+    def _again(self, entry: _Entry, bound_s: float) -> list[_Entry]:
+        """The same entry under a higher bound, if that can still matter."""
+        again = self._entry(bound_s, entry.level, entry.degrees)
+        return [again] if again.least < math.inf else []
 
     def _entry(self, bound_s: float, level: _Level, degrees: Degrees, choice: int = 0) -> _Entry:
         least = self._least(bound_s, level, degrees, choice)

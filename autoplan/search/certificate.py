@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import replace
 from typing import TYPE_CHECKING
+
+import msgspec
 
 from autoplan.errors import CertificateError
 from autoplan.search.graphs import Graphs
@@ -24,12 +27,21 @@ def certified(result: SearchResult, graphs: Graphs, job: Job, cluster: AnyCluste
     if result.best is None:
         return result
     verdicts = [
-        check_candidate(graphs.at(candidate.plan.micro_batch), candidate, job, cluster)
-        for candidate in (result.best, *result.runners_up)
+        _known_verdict(graphs, candidate, job, cluster) for candidate in (result.best, *result.runners_up)
     ]
     checked = [name for name in verdicts[0].checked if all(name in verdict.checked for verdict in verdicts)]
     unchecked = dict.fromkeys(name for verdict in verdicts for name in verdict.unchecked)
     return replace(result, checked=tuple(checked), unchecked=tuple(unchecked))
+
+
+def _known_verdict(graphs: Graphs, candidate: Candidate, job: Job, cluster: AnyCluster) -> Verdict:
+    """The verdict on one plan, which is checked once for a model, job and cluster."""
+    said = candidate.plan, candidate.estimate, job, cluster
+    key = "verdict", hashlib.sha256(b"".join(map(msgspec.json.encode, said))).hexdigest()
+    if key not in graphs.kept:
+        graph = graphs.at(candidate.plan.micro_batch)
+        graphs.kept[key] = check_candidate(graph, candidate, job, cluster)
+    return graphs.kept[key]
 
 
 def check_candidate(graph: ModelGraph, candidate: Candidate, job: Job, cluster: AnyCluster) -> Verdict:

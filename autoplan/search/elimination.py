@@ -83,7 +83,7 @@ class Tables:
             back.append((name, near, least))
             if near:
                 index = len(self._tables) + len(back)
-                tables[index] = near, total.min(axis=-1)
+                tables[index] = near, np.take_along_axis(total, least[..., None], -1)[..., 0]
                 for other in near:
                     of[other].add(index)
         taken = [0] * len(self.sizes)

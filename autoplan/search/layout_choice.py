@@ -10,9 +10,9 @@ the slowest level of the cluster.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from autoplan.cost.crossing import crossing_bytes
 from autoplan.cost.step import Assignment
@@ -22,7 +22,7 @@ from autoplan.cost.unit import Policies, StrategiesOf, UnitCost, unit_cost
 from autoplan.graph.boundary import boundary_layout
 from autoplan.graph.layout import REPLICATE, Layout, shard
 from autoplan.search.keep_choice import policies
-from autoplan.search.layout_elimination import eliminate
+from autoplan.search.layout_elimination import nearly, price_s
 from autoplan.search.layout_ilp import solve_layouts
 from autoplan.search.layout_problem import TIE_BREAK_S, LayoutsOf, layout_problem
 from autoplan.search.optimist import usable_pieces
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from autoplan.graph.ir import Block, ModelGraph
     from autoplan.hardware import Cluster
 
-__all__ = ["LayoutChoice", "layout_choices"]
+__all__ = ["LayoutChoice", "layout_choices", "least_layouts_s"]
 
 _Names = dict[str, dict[str, str]]
 _SEQUENCE = shard(1)
@@ -52,6 +52,7 @@ class LayoutChoice:
         cp_order: which pieces of what cp cuts a rank has (see ``Plan``).
         policies: what units may do again, by block kind and name (``costs`` price them).
         others: where the cluster has several types of device, ``costs`` on all but the first (of which those are).
+        slack: by no more than this share is any block faster under other layouts with this boundary.
     """
 
     boundary: Layout
@@ -62,6 +63,7 @@ class LayoutChoice:
     cp_layouts: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     cp_order: Literal["plain", "zigzag"] = "plain"
     policies: Mapping[str, Policies] = field(default_factory=dict)
+    slack: float = 0.0
     others: tuple[Mapping[str, UnitCost], ...] = ()
 
     @property
@@ -112,36 +114,105 @@ class LayoutChoice:
 
 
 def layout_choices(
-    graph: ModelGraph, degree: int, cluster: Cluster, strategies_of: StrategiesOf, layouts_of: LayoutsOf
+    graph: ModelGraph,
+    degree: int,
+    cluster: Cluster,
+    strategies_of: StrategiesOf,
+    layouts_of: LayoutsOf,
+    known: dict[Hashable, Any] | None = None,
 ) -> tuple[LayoutChoice, ...]:
-    """The distinct answers, the fastest for a whole boundary first."""
+    """The distinct answers, the fastest for a whole boundary first.
+
+    ``known``: what was found for blocks of this model on this cluster before, under the same strategies and layouts;
+    more is added. Graphs that an ep axis cuts have most of their blocks in common.
+    """
+    known = {} if known is None else known
     if degree == 1:
-        return (_priced(graph, {}, REPLICATE, 1, cluster, strategies_of),)
+        return (_priced(graph, {}, REPLICATE, 1, cluster, strategies_of, known),)
     tied = _tied_kinds(graph)
     gathered_s = _gathered_byte_s(cluster)
     choices = []
     for boundary in _boundaries(graph, degree):
 
-        def solved(blocks: Sequence[Block], parameter_byte_s: float, boundary: Layout = boundary) -> _Names:
-            problem = layout_problem(
-                blocks, tied, boundary, degree, cluster, strategies_of, layouts_of, parameter_byte_s
-            )
-            names: _Names = {block.kind: {} for block in blocks}
-            chosen = eliminate(problem)  # None where too many values are alive at once
-            for node, taken in zip(problem.nodes, chosen or solve_layouts(problem), strict=True):
-                names[node.block][node.name] = node.options[taken].name
-            return names
+        def solved(blocks: Sequence[Block], parameter_byte_s: float, boundary: Layout = boundary) -> _Solved:
+            asked = boundary, degree, cluster, strategies_of, layouts_of
+            return _solved(blocks, tied, *asked, parameter_byte_s, known)
 
         groups = _tied_together(graph, tied)
         fastest = [solved(blocks, TIE_BREAK_S) for blocks in groups]
         leanest = [
-            solved(blocks, gathered_s) if _leaves_whole(blocks, names, degree, strategies_of) else names
-            for blocks, names in zip(groups, fastest, strict=True)
+            solved(blocks, gathered_s) if _leaves_whole(blocks, found.names, degree, strategies_of) else found
+            for blocks, found in zip(groups, fastest, strict=True)
         ]
         for parts in (fastest, leanest) if leanest != fastest else (fastest,):
-            layouts = {kind: names for part in parts for kind, names in part.items()}
-            choices.append(_priced(graph, layouts, boundary, degree, cluster, strategies_of))
+            layouts = {kind: names for part in parts for kind, names in part.names.items()}
+            choice = _priced(graph, layouts, boundary, degree, cluster, strategies_of, known)
+            choices.append(replace(choice, slack=max(part.slack for part in parts)))
     return tuple(choices)
+
+
+def least_layouts_s(
+    graph: ModelGraph,
+    degree: int,
+    cluster: Cluster,
+    strategies_of: StrategiesOf,
+    layouts_of: LayoutsOf,
+    known: dict[Hashable, Any],
+) -> float:
+    """Seconds that both passes of all units compute and wait on ``degree`` ranks of tp at least, whatever their layouts;
+    ``known`` as for ``layout_choices``."""
+    tied, found = _tied_kinds(graph), []
+    for boundary in _boundaries(graph, degree):
+        total_s = 0.0
+        for blocks in _tied_together(graph, tied):
+            asked = boundary, degree, cluster, strategies_of, layouts_of
+            solved = _solved(blocks, tied, *asked, TIE_BREAK_S, known)
+            held = sum(_held_bytes(block) for block in blocks)
+            least_s = max(solved.price_s * (1 - solved.slack) - TIE_BREAK_S * held, 0.0)
+            total_s += min(graph.count(block.kind) for block in blocks) * least_s
+        found.append(total_s)
+    return min(found)
+
+
+def _held_bytes(block: Block) -> float:
+    """No rank keeps more of the block's values."""
+    return block.saved_bytes + sum(block.values[name].nbytes for name in block.parameters)
+
+
+@dataclass(frozen=True, slots=True)
+class _Solved:
+    """The fastest layouts of some blocks, their price, and by what share of it a faster one may be below."""
+
+    blocks: tuple[Block, ...]
+    names: _Names
+    price_s: float
+    slack: float
+
+
+def _solved(
+    blocks: Sequence[Block],
+    tied: Sequence[Sequence[tuple[str, str]]],
+    boundary: Layout,
+    degree: int,
+    cluster: Cluster,
+    strategies_of: StrategiesOf,
+    layouts_of: LayoutsOf,
+    parameter_byte_s: float,
+    known: dict[Hashable, Any],
+) -> _Solved:
+    key = "layouts", tuple(map(id, blocks)), boundary, degree, parameter_byte_s
+    if key not in known:
+        problem = layout_problem(
+            blocks, tied, boundary, degree, cluster, strategies_of, layouts_of, parameter_byte_s
+        )
+        names: _Names = {block.kind: {} for block in blocks}
+        # None where too many values are alive at once
+        chosen, slack = nearly(problem) or (solve_layouts(problem), 0.0)
+        for node, taken in zip(problem.nodes, chosen, strict=True):
+            names[node.block][node.name] = node.options[taken].name
+        # with the blocks, so that their ids stay theirs
+        known[key] = _Solved(tuple(blocks), names, price_s(problem, chosen), slack)
+    return known[key]
 
 
 def _leaves_whole(blocks: Sequence[Block], names: _Names, degree: int, strategies_of: StrategiesOf) -> bool:
@@ -195,16 +266,24 @@ def _priced(
     degree: int,
     cluster: Cluster,
     strategies_of: StrategiesOf,
+    known: dict[Hashable, Any],
 ) -> LayoutChoice:
+    costs: dict[str, UnitCost] = {}
     chosen: dict[str, Policies] = {}
+    for kind, block in graph.kinds.items():
+        names = layouts.get(kind, {})
+        key = "cost", id(block), boundary, degree, tuple(names.items())
+        if key not in known:
+            found: list[Policies] = []
 
-    def found(block: Block, storages: Storages, times: Times) -> Policies:
-        chosen[block.kind] = policies(block, storages, times, cluster)
-        return chosen[block.kind]
+            def note(
+                block: Block, storages: Storages, times: Times, found: list[Policies] = found
+            ) -> Policies:
+                found.append(policies(block, storages, times, cluster))
+                return found[0]
 
-    costs = {
-        kind: unit_cost(block, layouts.get(kind, {}), boundary, degree, cluster, strategies_of, found)
-        for kind, block in graph.kinds.items()
-    }
+            cost = unit_cost(block, names, boundary, degree, cluster, strategies_of, note)
+            known[key] = block, cost, found[0]
+        _, costs[kind], chosen[kind] = known[key]
     sent = crossing_bytes(graph, boundary, degree)
     return LayoutChoice(boundary, layouts, costs, sent, graph, policies=chosen)

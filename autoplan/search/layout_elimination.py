@@ -27,12 +27,13 @@ from autoplan.search.elimination import NEVER, Tables
 if TYPE_CHECKING:
     from autoplan.search.layout_problem import LayoutProblem, Port
 
-__all__ = ["eliminate", "price_s"]
+__all__ = ["eliminate", "nearly", "price_s"]
 
 Floats = NDArray[np.float64]
 
-_ENTRIES = 1 << 22
-"""Entries of all tables of an elimination that are too many."""
+_ENTRIES = 1 << 22, 1 << 26
+"""Entries of all tables of an elimination that are too many: at first, and where relaxed tables of that size do not
+settle it (a second, and some hundred megabytes for the largest)."""
 
 _JOINED = 1 << 12
 """Entries beyond which a value of several readers becomes a variable."""
@@ -40,7 +41,11 @@ _JOINED = 1 << 12
 _CLOSE = 1e-4
 """Share of the price at which a relaxed choice is good enough."""
 
+_NEAR = 1e-3
+"""The same after ``_PATIENCE`` rounds, where what is left is told."""
+
 _ROUNDS = 12  # of moving shares
+_PATIENCE = 4
 
 
 def eliminate(problem: LayoutProblem) -> list[int] | None:
@@ -48,14 +53,32 @@ def eliminate(problem: LayoutProblem) -> list[int] | None:
 
     None if that would take too large tables.
     """
+    found = _found(problem, _CLOSE)
+    return None if found is None else found[0]
+
+
+def nearly(problem: LayoutProblem) -> tuple[list[int], float] | None:
+    """The same, or a solution that is nearly as cheap, and the share of its price by which a cheapest one may be
+    below it: never above ``_NEAR``."""
+    return _found(problem, _NEAR)
+
+
+def _found(problem: LayoutProblem, near: float) -> tuple[list[int], float] | None:
     question = _Question(problem)
-    relaxed: dict[int, _Shares] = {}
-    for index in (None, *question.relaxable()):
-        if index is not None:
-            relaxed[index] = _even(problem.ports[index])
-        order, entries = question.tables(relaxed).order()
-        if entries <= _ENTRIES:
-            return _settled(question, relaxed, order)
+    ports = question.relaxable()
+    orders: list[tuple[list[int], int]] = []  # with so many of them relaxed
+    for most in _ENTRIES:
+        relaxed: dict[int, _Shares] = {}
+        for count in range(len(ports) + 1):
+            if count:
+                relaxed[ports[count - 1]] = _even(problem.ports[ports[count - 1]])
+            if count == len(orders):
+                orders.append(question.tables(relaxed).order())
+            order, entries = orders[count]
+            if entries <= most:
+                if (settled := _settled(question, relaxed, order, near)) is not None:
+                    return settled
+                break
     return None
 
 
@@ -75,8 +98,11 @@ _Shares = dict[tuple[int, Layout, Layout], float]
 """By reader, and what it has converted from and to: the share of the price that it bears."""
 
 
-def _settled(question: _Question, relaxed: dict[int, _Shares], order: list[int]) -> list[int] | None:
-    """A choice whose price is proven to be the least, or within ``_CLOSE`` of it; None if none is found."""
+def _settled(
+    question: _Question, relaxed: dict[int, _Shares], order: list[int], near: float
+) -> tuple[list[int], float] | None:
+    """A choice whose price is proven to be the least, or within ``_CLOSE`` of it, or in the end within ``near``, and
+    how near it is; None if none is found."""
     problem = question.problem
     best, best_s, least_s = None, math.inf, 0.0
     for turn in range(_ROUNDS):
@@ -84,12 +110,13 @@ def _settled(question: _Question, relaxed: dict[int, _Shares], order: list[int])
         found = tables.minimise(order)
         taken = found[: len(problem.nodes)]
         if not relaxed:
-            return taken
+            return taken, 0.0
         least_s = max(least_s, tables.cost(found))
         if (actual_s := price_s(problem, taken)) < best_s:
             best, best_s = taken, actual_s
-        if best_s - least_s <= _CLOSE * best_s:
-            return best
+        close = _CLOSE if turn < _PATIENCE else max(_CLOSE, near)
+        if best is not None and best_s - least_s <= close * best_s:
+            return best, max(1 - least_s / best_s, 0.0)
         for index, shares in relaxed.items():
             _move(problem, problem.ports[index], shares, taken, 1 / (2 + turn))
     return None

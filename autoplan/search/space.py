@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
@@ -20,16 +20,17 @@ from autoplan.cost.tied import kinds_once
 from autoplan.cost.times import NO_TIME
 from autoplan.cost.unit import StrategiesOf, UnitCost
 from autoplan.errors import InputError, PlanError
-from autoplan.graph.layout import REPLICATE
-from autoplan.plan import Plan, Schedule, StagePlan
+from autoplan.plan import Schedule
 from autoplan.search.candidates import candidates, other_shapes, variants
 from autoplan.search.graphs import Graphs
-from autoplan.search.layout_choice import LayoutChoice, layout_choices
+from autoplan.search.layout_choice import LayoutChoice, layout_choices, least_layouts_s
 from autoplan.search.layout_problem import LayoutsOf
 from autoplan.search.optimist import Optimist
 from autoplan.search.pins import Pins
 from autoplan.search.pipeline_bound import pipeline_bound_s
 from autoplan.search.places import best_place, least_of_each, place_on
+from autoplan.search.plan_of import plan_of
+from autoplan.search.remembered import remembered
 from autoplan.search.result import Candidate
 from autoplan.search.run import least_optimizer_s
 from autoplan.search.scheduled import Scheduled
@@ -59,6 +60,7 @@ class Space:
     ) -> None:
         self.job, self.cluster, self.pins = job, cluster, pins.on(cluster)
         self._types = cluster.types
+        self.slack = 0.0  # of any choice of layouts that was asked for
         self._graphs, self._known_ways = graphs, (strategies_of, layouts_of)
         self._strategies_of = strategies_of = pins.rules.strategies(strategies_of)
         self._layouts_of = pins.rules.layouts(layouts_of)
@@ -67,6 +69,10 @@ class Space:
         self._choices: dict[tuple[int, int, int, int], tuple[LayoutChoice, ...]] = graphs.kept.setdefault(
             ("choices", on), {}
         )
+        rules = pins.rules
+        asked = on, msgspec.json.encode(job), pins.recompute, rules.recompute, rules.without, rules.boundary
+        self.answers: dict[Hashable, Any] = graphs.kept.setdefault(("answers", asked), {})
+        self._joined_s: dict[tuple[int, int, int, int], float] = graphs.kept.setdefault(("joined", on), {})
         self._sums: dict[tuple[int, int, int, int, bool], _Total] = {}
         self._least: dict[tuple[int, int, int, int], tuple[Mapping[str, UnitCost], ...]] = {}
         self._best: dict[tuple[int, int, int, int, bool], Mapping[str, UnitCost]] = {}
@@ -167,6 +173,10 @@ class Space:
         """How many combinations of degrees, state sharding, micro-batch size and schedule there are."""
         return sum(1 + self.stands_for(degrees) for degrees in self.candidates)
 
+    def known_of(self, degrees: Degrees) -> tuple[bool, bool]:
+        """What bounds of ``degrees`` rest on: whether its layouts are solved, and whether its graph is at hand."""
+        return self.knows(degrees), self._graphs.at_hand(degrees.micro_batch) is not None
+
     def knows(self, degrees: Degrees) -> bool:
         """True if the layouts for these degrees have been solved already."""
         return _layouts_key(degrees) in self._choices
@@ -177,6 +187,7 @@ class Space:
         if key not in self._choices:
             graph = self._graphs.at(degrees.micro_batch)
             self._choices[key] = tuple(self._solved(graph, degrees.cp, degrees.tp, degrees.ep))
+        self.slack = max([self.slack, *(choice.slack for choice in self._choices[key])])
         self._check_way(self._choices[key])
         allows = self.pins.rules.allows_boundary
         return tuple(c for c in self._choices[key] if allows(str(c.boundary), degrees.tp))
@@ -202,9 +213,15 @@ class Space:
                     known.append(choice.decided)
                     yield choice.priced_on(self._types, tp, self._strategies_of)
 
+    def _solved_before(self, cluster: Cluster) -> dict[Hashable, Any]:
+        """What is known of layouts of blocks on one type of device."""
+        on = _digest(cluster), self.pins.rules.ways, *map(id, self._known_ways)
+        return self._graphs.kept.setdefault(("layouts", on), {})
+
     def _solved_on(self, cluster: Cluster, graph: ModelGraph, cp: int, tp: int) -> Iterator[LayoutChoice]:
         if cp == 1:
-            yield from layout_choices(graph, tp, cluster, self._strategies_of, self._layouts_of)
+            known = self._solved_before(cluster)
+            yield from layout_choices(graph, tp, cluster, self._strategies_of, self._layouts_of, known)
             return
         from autoplan.graph.cut import cut_graph
 
@@ -229,8 +246,25 @@ class Space:
     def mesh_bound_s(self, degrees: Degrees) -> float:
         """What the mean rank computes and waits for on its tp, cp and ep axes, whatever the schedule, and however data
         ranks share state and batch."""
-        return degrees.num_micro_batches * self._sum(degrees).chain.times.total_s / degrees.pp
+        total_s = max(self._sum(degrees).chain.times.total_s, self._joined_s.get(_layouts_key(degrees), 0.0))
+        return degrees.num_micro_batches * total_s / degrees.pp
 
+    def joined_bound_s(self, degrees: Degrees) -> float:
+        """A bound that knows what changes of layout take at least; a second for the first of a micro-batch, tp and ep,
+        of which ``mesh_bound_s`` then knows it too."""
+        graph, key = self._graphs.at_hand(degrees.micro_batch), _layouts_key(degrees)
+        if degrees.tp == 1 or degrees.cp > 1 or len(self._types) > 1 or graph is None or self.knows(degrees):
+            return 0.0
+        if key not in self._joined_s:
+            graph = self._graphs.sharing_experts(graph, degrees.ep)
+            only = self._types[0]
+            asked = degrees.tp, only, self._strategies_of, self._layouts_of, self._solved_before(only)
+            self._joined_s[key] = least_layouts_s(graph, *asked)
+        if not _searched(degrees):
+            return self.mesh_bound_s(degrees)
+        return pipeline_bound_s(self._joined_s[key], 0.0, 0.0, degrees.pp, degrees.num_micro_batches)
+
+    @remembered
     def first_bound_s(self, degrees: Degrees, any_schedule: bool = False) -> float:
         """A bound that costs microseconds; infinite if the state and what must be kept do not fit.
 
@@ -308,12 +342,14 @@ class Space:
             self._best[key] = least_of_each(on)
         return self._best[key]
 
+    @remembered
     def optimistic_bound_s(self, degrees: Degrees) -> float:
         """A bound that knows memory, recomputation and stages, but searches no layouts."""
         if not _searched(degrees):
             return self._scheduled.first_rank_bound_s(degrees, self._best_costs(degrees))
         return staging_bound_s(self._question(degrees, self._least_costs(degrees), ()))
 
+    @remembered
     def choice_bound_s(self, degrees: Degrees, choice: LayoutChoice, closely: bool = True) -> float:
         """The same, with the layouts that it would run with. Not ``closely``: of ranks, only the first one's memory."""
         if _searched(degrees):
@@ -327,6 +363,7 @@ class Space:
         """True if ``choice_bound_s`` has a bound to give that takes longer."""
         return not _searched(degrees)
 
+    @remembered
     def solve(
         self,
         degrees: Degrees,
@@ -362,49 +399,13 @@ class Space:
             return "none"
         return "full" if again >= len(self.repeats) else "mixed"
 
+    @remembered
     def candidate(self, degrees: Degrees, choice: LayoutChoice, stages: Sequence[Assignment]) -> Candidate:
         """The plan in full, with its price."""
         graph, job = choice.graph, self.job
         asked = (choice.costs_on, choice.sent_bytes, stages, degrees, job, self.cluster)
         estimate = step_estimate(graph, *asked)
-        names = [unit.name for unit in graph.units]
-        plan = Plan(
-            model=graph.name,
-            fingerprint=graph.fingerprint,
-            global_batch=job.global_batch,
-            precision=job.precision,
-            pp=degrees.pp,
-            dp=degrees.dp,
-            fsdp=degrees.fsdp,
-            cp=degrees.cp,
-            tp=degrees.tp,
-            micro_batch=degrees.micro_batch,
-            num_micro_batches=degrees.num_micro_batches,
-            zero=degrees.zero,
-            schedule=degrees.schedule,
-            vpp=degrees.vpp,
-            ep=degrees.ep,
-            stages=tuple(
-                StagePlan(
-                    units=tuple(names[stage.start : stage.stop]),
-                    recompute=tuple(names[index] for index in sorted(stage.recompute)),
-                    policies={names[index]: way for index, way in sorted(stage.policies.items())},
-                    device=self._device_of(rank, degrees.pp),
-                )
-                for stage, rank in zip(stages, degrees.stage_ranks, strict=True)
-            ),
-            policies=choice.used(stages),
-            boundary=str(choice.boundary),
-            layouts={kind: dict(names) for kind, names in choice.layouts.items()},
-            cp_boundary=str(SEQUENCE if degrees.cp > 1 else REPLICATE),
-            cp_layouts={kind: dict(names) for kind, names in choice.cp_layouts.items()},
-            cp_order=choice.cp_order,
-        )
-        return Candidate(plan, estimate)
-
-    def _device_of(self, rank: int, ranks: int) -> str:
-        """The profile of a pipeline rank's devices, where there are several."""
-        return self._types[self.cluster.type_of(rank, ranks)].name if len(self._types) > 1 else ""
+        return Candidate(plan_of(degrees, choice, stages, job, self.cluster), estimate)
 
     @property
     def limit_bytes(self) -> float:

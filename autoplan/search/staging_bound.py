@@ -262,13 +262,16 @@ class _Unequal:
 
     def holds(self, z: float) -> bool:
         """False if no staging takes ``z`` seconds or less."""
-        end = len(self.tables[0]) - 1
-        for table in reversed(self.tables):
-            row = table[end, : end + 1]
+        count = end = len(self.tables[0]) - 1
+        stages = len(self.tables)
+        for s in range(stages - 1, -1, -1):
+            row = self.tables[s][end, : end + 1]
             fits = np.isfinite(row) if z == np.inf else row <= z
             if not fits[end]:
                 return False
-            end -= int(fits[::-1].cumprod().sum()) - 1
+            end = max(end - int(fits[::-1].cumprod().sum()) + 1, s)  # a unit at least for each stage before
+            if end > count - (stages - s):  # and for each from here on
+                return False
         return end == 0
 
 
