@@ -250,16 +250,14 @@ class Space:
         return degrees.num_micro_batches * total_s / degrees.pp
 
     def joined_bound_s(self, degrees: Degrees) -> float:
-        """A bound that knows what changes of layout take at least; a second for the first of a micro-batch, tp and ep,
-        of which ``mesh_bound_s`` then knows it too."""
+        """A bound that knows what changes of layout take at least, which ``mesh_bound_s`` knows from then on."""
         graph, key = self._graphs.at_hand(degrees.micro_batch), _layouts_key(degrees)
         if degrees.tp == 1 or degrees.cp > 1 or len(self._types) > 1 or graph is None or self.knows(degrees):
             return 0.0
         if key not in self._joined_s:
             graph = self._graphs.sharing_experts(graph, degrees.ep)
-            only = self._types[0]
-            asked = degrees.tp, only, self._strategies_of, self._layouts_of, self._solved_before(only)
-            self._joined_s[key] = least_layouts_s(graph, *asked)
+            on, ways = self._types[0], (self._strategies_of, self._layouts_of)
+            self._joined_s[key] = least_layouts_s(graph, degrees.tp, on, *ways, self._solved_before(on))
         if not _searched(degrees):
             return self.mesh_bound_s(degrees)
         return pipeline_bound_s(self._joined_s[key], 0.0, 0.0, degrees.pp, degrees.num_micro_batches)
