@@ -73,7 +73,7 @@ def test_no_plan_is_below_the_bounds() -> None:
     seen = 0
     for degrees in looked.candidates:
         assert degrees.ep == 2
-        optimistic = looked._optimist.costs(degrees.micro_batch, degrees.tp, degrees.cp, degrees.ep)
+        optimistic = looked._optimists[0].costs(degrees.micro_batch, degrees.tp, degrees.cp, degrees.ep)
         first = max(
             looked.first_bound_s(degrees), looked.joined_bound_s(degrees), looked.mesh_bound_s(degrees)
         )

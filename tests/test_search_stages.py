@@ -106,7 +106,7 @@ def test_a_quick_bound_holds_for_any_chain(
     units, the quick one is no worse than what is made for them."""
     space, degrees = case
     choice = space.choices(degrees)[0]
-    question = space._question(degrees, choice.costs, choice.sent_bytes)
+    question = space._question(degrees, choice.costs_on, choice.sent_bytes)
     assert staging_bound._Chain.of(question.runs) is not None
     special = staging_bound_s(question)
     for runs in ([question.runs[1]], pieces):
