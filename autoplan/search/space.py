@@ -256,7 +256,7 @@ class Space:
             return 0.0
         if key not in self._joined_s:
             graph = self._graphs.sharing_experts(graph, degrees.ep)
-            on, ways = self._types[0], (self._strategies_of, self._layouts_of)
+            on, ways = self._scheduled.cluster, (self._strategies_of, self._layouts_of)
             self._joined_s[key] = least_layouts_s(graph, degrees.tp, on, *ways, self._solved_before(on))
         if not _searched(degrees):
             return self.mesh_bound_s(degrees)
