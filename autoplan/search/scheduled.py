@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import lru_cache
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
@@ -25,7 +26,7 @@ from autoplan.cost.state_traffic import StateTraffic, state_traffic
 from autoplan.cost.step import Assignment
 from autoplan.cost.tied import stage_units
 from autoplan.cost.unit import UnitCost
-from autoplan.plan.schedule import SCHEDULE_NEEDS
+from autoplan.plan.schedule import SCHEDULE_NEEDS, Schedule, ranks_of_stages
 from autoplan.search.even_stages import even_stages, unit_weights
 from autoplan.search.run import least_optimizer_s
 from autoplan.search.schedule_bound import StageSums, schedule_bound_s
@@ -298,7 +299,7 @@ class Scheduled:
             forward=forward + forward_comm + exposed(way, forward),
             backward=full,
             first=first if SCHEDULE_NEEDS[degrees.schedule].halves else full,
-            send=np.where(np.diff(degrees.stage_ranks) != 0, send_s, 0.0),
+            send=np.where(np.diff(_homes(degrees.schedule, degrees.pp, degrees.vpp)) != 0, send_s, 0.0),
             head=_by_rank(exposed(head, forward), degrees),
             tail=_by_rank(exposed(back + tail, beside) - exposed(back, beside) + step, degrees),
             least_head=_by_rank(hidden * head, degrees),
@@ -334,4 +335,11 @@ def _row(unit: UnitCost, sent: StateTraffic, step_s: float) -> tuple[float, ...]
 
 
 def _by_rank(of_stages: Floats, degrees: Degrees) -> Floats:
-    return np.bincount(degrees.stage_ranks, weights=of_stages, minlength=degrees.pp).astype(float)
+    homes = _homes(degrees.schedule, degrees.pp, degrees.vpp)
+    return np.bincount(homes, weights=of_stages, minlength=degrees.pp).astype(float)
+
+
+@lru_cache(maxsize=1024)
+def _homes(schedule: Schedule, pp: int, vpp: int) -> NDArray[np.intp]:
+    """The rank of each stage."""
+    return np.array(ranks_of_stages(schedule, pp, vpp), dtype=np.intp)
