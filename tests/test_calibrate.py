@@ -95,6 +95,7 @@ class Recorder:
 
     def __init__(self, cluster: Cluster) -> None:
         self._cluster = cluster
+        self.types = (self,)
         self.messages: dict[tuple[Any, ...], int] = {}
 
     def collective_time_s(self, kind: str, nbytes: float, size: int, stride: int = 1) -> float:

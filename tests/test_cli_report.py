@@ -24,9 +24,9 @@ GOLDEN = Path(__file__).parent / "golden"
 CLUSTER = Cluster.of("h100-sxm", nodes=8)
 
 
-def report(result: SearchResult, job: Job = JOB) -> str:
+def report(result: SearchResult, job: Job = JOB, cluster: Cluster = CLUSTER) -> str:
     stream = io.StringIO()
-    print_report(search_report(result, job, CLUSTER), stream)
+    print_report(search_report(result, job, cluster), stream)
     return stream.getvalue()
 
 
@@ -44,10 +44,8 @@ def test_the_report_of_a_search() -> None:
 
 def test_the_report_of_one_gpu() -> None:
     best = hand_made_candidate(pp=1, fsdp=1, tp=1, zero=0, recompute=0)
-    check(
-        "search_report_one_gpu.txt",
-        report(replace(hand_made_result(Status.OPTIMAL), best=best, runners_up=())),
-    )
+    result = replace(hand_made_result(Status.OPTIMAL), best=best, runners_up=())
+    check("search_report_one_gpu.txt", report(result, cluster=Cluster.of("h100-sxm", gpus=1)))
 
 
 def test_the_text_of_a_plan() -> None:
