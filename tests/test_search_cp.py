@@ -55,7 +55,7 @@ def test_no_layouts_are_below_the_bounds() -> None:
     looked = space(Pins(cp=2, pp=2, micro_batch=1))
     seen = 0
     for degrees in looked.candidates:
-        optimistic = looked._optimist.costs(degrees.micro_batch, degrees.tp, degrees.cp)
+        optimistic = looked._optimists[0].costs(degrees.micro_batch, degrees.tp, degrees.cp)
         for choice in looked.choices(degrees):
             for kind, cost in choice.costs.items():
                 least = optimistic[kind]
