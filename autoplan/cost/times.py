@@ -37,6 +37,15 @@ class Times:
             self.cp_comm_s + other.cp_comm_s,
         )
 
+    def __sub__(self, other: Times) -> Times:
+        return Times(
+            self.forward_s - other.forward_s,
+            self.backward_s - other.backward_s,
+            self.forward_comm_s - other.forward_comm_s,
+            self.backward_comm_s - other.backward_comm_s,
+            self.cp_comm_s - other.cp_comm_s,
+        )
+
 
 NO_TIME = Times()
 

@@ -80,10 +80,10 @@ class Optimist:
             if own:
                 made.add(op.output)
             if own or (op.routing is not None and op.gemm is not None):
-                times = _plus(times, self._least_times(block, op, degree), -1.0)
+                times -= self._least_times(block, op, degree)
             if op.routing is not None and op.gemm is not None:
                 load = op.routing.load(op.gemm.batch, ep)
-                times = _plus(times, self._least_times(block, op, degree, busiest_op(block, op, load, ep)))
+                times += self._least_times(block, op, degree, busiest_op(block, op, load, ep))
                 lighter += sum(s.nbytes for s in op.saved if s.value == op.inputs[2])
         for op in like.ops:
             value = block.values.get(op.inputs[0]) if op.inputs else None
@@ -91,7 +91,7 @@ class Optimist:
                 sent_s = self._cluster.collective_time_s(
                     "all_to_all", value.nbytes / degree, ep, stride=degree
                 )
-                times = _plus(times, Times(0.0, 0.0, sent_s, sent_s if value.requires_grad else 0.0))
+                times += Times(0.0, 0.0, sent_s, sent_s if value.requires_grad else 0.0)
         sizes = {name: n / ep if name in like.expert_dims else n for name, n in whole.sizes.items()}
         trained = [name for name in sizes if block.values[name].requires_grad]
         return replace(
@@ -108,8 +108,7 @@ class Optimist:
 
     def _least_times(self, block: Block, op: Op, degree: int, instead: Op | None = None) -> Times:
         """The least times of ``op``, or of what stands ``instead`` of it, in any way that ``op`` can run."""
-        whole = Strategy("R", (REPLICATE,) * len(op.inputs), REPLICATE, share=False)
-        known = self._strategies_of(block, op, degree) if degree > 1 else (whole,)
+        known = self._strategies(block, op, degree)
         ways = [op_times(block, instead or op, strategy, degree, self._cluster) for strategy in known]
         return Times(
             min(way.forward_s for way in ways),
@@ -118,14 +117,18 @@ class Optimist:
             min(way.backward_comm_s for way in ways),
         )
 
+    def _strategies(self, block: Block, op: Op, degree: int) -> Sequence[Strategy]:
+        if degree > 1:
+            return self._strategies_of(block, op, degree)
+        return (Strategy("R", (REPLICATE,) * len(op.inputs), REPLICATE, share=False),)
+
     def _unit(self, block: Block, degree: int, cp: int) -> UnitCost:
         pieces = usable_pieces(block, degree, self._strategies_of)
         times, saved, half_s = NO_TIME, 0.0, 0.0
         forward_s: dict[str, float] = {}
         kept: dict[str, float] = {}  # by the op that would have to run again
         for op in block.ops:
-            whole = Strategy("R", (REPLICATE,) * len(op.inputs), REPLICATE, share=False)
-            known = self._strategies_of(block, op, degree) if degree > 1 else (whole,)
+            known = self._strategies(block, op, degree)
             parts = _cp_parts(block, op, cp)
             if cp > 1:
                 known = tuple(replace(strategy, internal=()) for strategy in known)
@@ -149,15 +152,6 @@ class Optimist:
         inputs = sum(block.values[name].nbytes for name in block.inputs if block.values[name].requires_grad)
         cost = _cost(block, times, saved, inputs / (degree * cp), dict.fromkeys(pieces, degree))
         return replace(cost, weight_half_s=half_s, frontier=_frontier(saved, kept, forward_s))
-
-
-def _plus(one: Times, other: Times, sign: float = 1.0) -> Times:
-    return Times(
-        one.forward_s + sign * other.forward_s,
-        one.backward_s + sign * other.backward_s,
-        one.forward_comm_s + sign * other.forward_comm_s,
-        one.backward_comm_s + sign * other.backward_comm_s,
-    )
 
 
 def _frontier(
