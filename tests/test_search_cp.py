@@ -5,34 +5,19 @@ from __future__ import annotations
 import functools
 
 import pytest
-from equality import SEQ, make, make_batch
+from search_cases import CLUSTER, graphs_of, job_of, space_of
 
 from autoplan.cost import price
 from autoplan.errors import PlanError
-from autoplan.graph.axes import strategies, value_layouts
 from autoplan.graph.cut import cut_graph
-from autoplan.graph.ir import ModelGraph
 from autoplan.graph.layout import shard
-from autoplan.graph.trace import trace
-from autoplan.hardware import Cluster
-from autoplan.plan import Job, Precision, validate_plan
+from autoplan.plan import validate_plan
 from autoplan.search import search
-from autoplan.search.graphs import Graphs
 from autoplan.search.pins import Pins
-from autoplan.search.space import Space
 
-CLUSTER = Cluster.of("h100-sxm", gpus=8)
-JOB = Job(global_batch=4, tokens_per_sample=SEQ, precision=Precision.FP32)
-
-
-@functools.cache
-def graph_at(micro_batch: int) -> ModelGraph:
-    model, loss = make("gpt", "fp32")
-    return trace(model, make_batch("gpt", micro_batch, 0), loss, Precision.FP32)
-
-
-def space(pins: Pins) -> Space:
-    return Space(Graphs(graph_at), JOB, CLUSTER, pins, strategies, value_layouts)
+JOB = job_of(4)
+graph_at = graphs_of("gpt")
+space = functools.partial(space_of, "gpt", JOB)
 
 
 @pytest.mark.parametrize("pin", [{"cp": 2}, {"cp": 4, "tp": 2}, {"cp": 2, "pp": 2, "zero": 1, "fsdp": 1}])

@@ -8,35 +8,23 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from equality import SEQ, make, make_batch
+from equality import make, make_batch
+from search_cases import CLUSTER, graphs_of, job_of, space_of
 
 from autoplan.cost import price
 from autoplan.cost.degrees import Degrees
 from autoplan.errors import PlanError
-from autoplan.graph.axes import strategies, value_layouts
 from autoplan.graph.expert_cut import cut_experts, shares_experts
 from autoplan.graph.ir import ModelGraph
 from autoplan.graph.routing import Routing
 from autoplan.graph.trace import trace
-from autoplan.hardware import Cluster
-from autoplan.plan import Job, Plan, Precision, validate_plan
+from autoplan.plan import Plan, Precision, validate_plan
 from autoplan.search import search
-from autoplan.search.graphs import Graphs
 from autoplan.search.pins import Pins
-from autoplan.search.space import Space
 
-CLUSTER = Cluster.of("h100-sxm", gpus=8)
-JOB = Job(global_batch=8, tokens_per_sample=SEQ, precision=Precision.FP32)
-
-
-@functools.cache
-def graph_at(micro_batch: int) -> ModelGraph:
-    model, loss = make("moe", "fp32")
-    return trace(model, make_batch("moe", micro_batch, 0), loss, Precision.FP32)
-
-
-def space(pins: Pins) -> Space:
-    return Space(Graphs(graph_at), JOB, CLUSTER, pins, strategies, value_layouts)
+JOB = job_of(8)
+graph_at = graphs_of("moe")
+space = functools.partial(space_of, "moe", JOB)
 
 
 @pytest.mark.parametrize(
