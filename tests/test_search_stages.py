@@ -128,6 +128,16 @@ def test_a_quick_bound_holds_for_any_chain(
             assert quick <= exact.bound_s * (1 + 1e-6)
 
 
+@pytest.mark.parametrize("recompute", ["none", "full"])
+def test_stagings_end_where_there_is_but_one(recompute: str) -> None:
+    space = make_space(4, 60e9, False, Precision.BF16, Pins(pp=1, recompute=recompute))
+    degrees = space.candidates[0]
+    choice = space.choices(degrees)[0]
+    staging = space.solve(degrees, choice)
+    assert staging is not None
+    assert space.solve(degrees, choice, (staging.stages,)) is None
+
+
 @settings(max_examples=60, deadline=None)
 @given(spaces())
 def test_bounds_only_grow_and_never_pass_the_price(case: tuple[Space, Degrees]) -> None:

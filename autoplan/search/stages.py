@@ -252,7 +252,8 @@ class _Program:
 
     def _exclude(self, stages: Sequence[Assignment]) -> None:
         """Some stage has more units of a run than in ``stages``, or more or fewer of them in some way."""
-        differs = []
+        nothing = self.model.add_variable(lb=0.0, ub=0.0)  # of no terms there is no sum to compare
+        differs: list[Any] = [nothing]
         for run, n, ways in zip(self.question.runs, self.n, self.r, strict=True):
             for index, stage in enumerate(stages):
                 held = range(max(run.start, stage.start), min(run.start + run.count, stage.stop))
