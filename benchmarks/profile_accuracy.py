@@ -219,7 +219,13 @@ def rank(args: argparse.Namespace) -> int:
             shapes = sorted({(p.level, p.group) for p in unseen_points if isinstance(p, Message)})
             rings = {(stride, size): make_ring(size, stride, world, world, number) for stride, size in shapes}
             clock = Clock(found.device, world, world, sizes.samples, sizes.window_s)
-            results = run_points(unseen_points, sizes.visits, Bench(clock, rings).measure, Journal(None, {}))
+            results = run_points(
+                unseen_points,
+                sizes.visits,
+                Bench(clock, rings).measure,
+                Journal(None, {}),
+                most_visits=sizes.most_visits,
+            )
     if number != 0:
         return 0
     source = measured_source(

@@ -29,7 +29,9 @@ from autoplan.hardware.measure_sizes import TINY
 
 CLONE_NEWNET = 0x40000000
 EACH = 2
-SIZES = replace(TINY, window_s=0.005, visits=3, messages=(512 << 10,), attention={}, beside_kinds=())
+SIZES = replace(
+    TINY, window_s=0.005, visits=3, most_visits=3, messages=(512 << 10,), attention={}, beside_kinds=()
+)
 PATIENCE = datetime.timedelta(seconds=120)
 
 

@@ -175,6 +175,7 @@ def find(
             sizes.visits,
             Bench(clock, rings).measure,
             kept,
+            most_visits=sizes.most_visits,
             guess_s=lambda point: _guess_s(point, sizes, device),
             show=progress and world.rank == 0,
         )

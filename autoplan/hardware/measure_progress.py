@@ -54,6 +54,12 @@ class MeasureProgress:
                 flush=True,
             )
 
+    def more(self, seconds: float) -> None:
+        """There is more to do than was thought."""
+        self._total_s += seconds
+        if self._bar is not None:
+            self._bar.update(self._bar.task_ids[0], total=self._total_s)
+
     def end(self, seconds: float) -> None:
         """A point that was thought to take ``seconds`` is done."""
         self._done_s += seconds

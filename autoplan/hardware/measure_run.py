@@ -1,8 +1,14 @@
-"""Visit every point in turn, several times, with a journal: what was measured is never measured again."""
+"""Visit every point in turn, several times, with a journal: what was measured is never measured again.
+
+Each visit but the first has an order of its own: on a machine that is shared, what a point takes also depends on what
+came before it (on which cores the ranks were left, say), and the median should be over several such states. Points
+whose visits disagree are visited more often.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import random
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
@@ -53,6 +59,7 @@ def run_points(
     measure: Callable[[P], list[float]],
     journal: Journal,
     *,
+    most_visits: int = 0,
     guess_s: Callable[[P], float] = lambda point: 1.0,
     show: bool = False,
 ) -> Results:
@@ -60,16 +67,15 @@ def run_points(
 
     Args:
         measure: gives the samples of a point, or raises CannotMeasure.
+        most_visits: of a point whose figure is noisy after each visit before.
         guess_s: about how long one visit takes; what it turns out to take replaces it.
     """
-    todo = [
-        (visit, point)
-        for visit in range(visits)
-        for point in points
-        if (point.key, visit) not in journal.samples
-    ]
-    with MeasureProgress(sum(guess_s(point) for _, point in todo), show=show) as progress:
-        for visit, point in todo:
+
+    def lacking(visit: int, among: Sequence[P]) -> list[P]:
+        return [point for point in _order(visit, among) if (point.key, visit) not in journal.samples]
+
+    def measured(visit: int, among: Sequence[P], progress: MeasureProgress) -> None:
+        for point in lacking(visit, among):
             if point.key not in journal.failed:
                 progress.begin(point.key)
                 journal.begin(point.key, visit)
@@ -80,4 +86,36 @@ def run_points(
                 else:
                     journal.done(point.key, visit, samples)
             progress.end(guess_s(point))
+
+    total_s = sum(guess_s(point) for visit in range(visits) for point in lacking(visit, points))
+    with MeasureProgress(total_s, show=show) as progress:
+        for visit in range(visits):
+            measured(visit, points, progress)
+        for visit, noisy in _more_visits(points, visits, most_visits, journal):
+            progress.more(sum(map(guess_s, lacking(visit, noisy))))
+            measured(visit, noisy, progress)
     return Results.of(journal)
+
+
+def _order(visit: int, points: Sequence[P]) -> list[P]:
+    """The same on every rank and in a run that goes on."""
+    order = list(points)
+    if visit:
+        random.Random(f"visit {visit}").shuffle(order)
+    return order
+
+
+def _more_visits(
+    points: Sequence[P], visits: int, most_visits: int, journal: Journal
+) -> Iterator[tuple[int, list[P]]]:
+    """A visit more, and whom: those that are noisy after all visits before it."""
+    noisy = list(points)
+    for visit in range(visits, most_visits):
+        noisy = [point for point in noisy if _is_noisy(point, visit, journal)]
+        yield visit, noisy
+
+
+def _is_noisy(point: HasKey, visits: int, journal: Journal) -> bool:
+    if point.key in journal.failed:
+        return False
+    return figure_of([journal.samples[point.key, visit] for visit in range(visits)]).noisy

@@ -15,7 +15,8 @@ class Sizes:
     """The points of one run, and how each is sampled.
 
     Every point is visited ``visits`` times, far apart, for ``samples`` samples of ``window_s`` each: what
-    changes while the machine is measured then shows in the spread.
+    changes while the machine is measured then shows in the spread. A point that is noisy then is visited on, up to
+    ``most_visits`` times.
 
     Args:
         gemm: by dtype, the sizes m, n and k of the products; all combinations are measured.
@@ -29,6 +30,7 @@ class Sizes:
 
     samples: int
     visits: int
+    most_visits: int
     window_s: float
     gemm: dict[str, tuple[tuple[int, ...], ...]]
     batched_gemm: dict[str, tuple[tuple[int, ...], ...]]
@@ -56,7 +58,7 @@ def sizes_for(
 
 def local_sizes(device_kind: str) -> Sizes:
     """For whoever only wants to train, and waits: those of a quick run, with fewer samples."""
-    return replace(sizes_for(device_kind, quick=True), visits=2)
+    return replace(sizes_for(device_kind, quick=True), visits=2, most_visits=2)
 
 
 def _powers(first: int, last: int, step: int) -> tuple[int, ...]:
@@ -75,6 +77,7 @@ def _cube(*sizes: int) -> tuple[tuple[int, ...], ...]:
 _CPU = Sizes(
     samples=3,
     visits=5,
+    most_visits=9,
     window_s=0.03,
     gemm={
         "float32": ((16, 64, 256, 1024, 4096), (16, 64, 256, 1024), (16, 64, 256, 1024)),
@@ -92,6 +95,7 @@ _QUICK_CPU = replace(
     _CPU,
     samples=2,
     visits=3,
+    most_visits=3,
     window_s=0.01,
     gemm={"float32": _cube(32, 128, 512), "bfloat16": _cube(128, 512), "float64": _cube(128, 512)},
     batched_gemm={"float32": ((8,), (32, 256), (32, 256), (32, 256))},
@@ -105,6 +109,7 @@ _QUICK_CPU = replace(
 _CUDA = Sizes(
     samples=3,
     visits=5,
+    most_visits=9,
     window_s=0.01,
     gemm={
         "bfloat16": _cube(256, 1024, 2048, 4096, 8192),
@@ -125,6 +130,7 @@ _QUICK_CUDA = replace(
     _CUDA,
     samples=2,
     visits=3,
+    most_visits=3,
     gemm={"bfloat16": _cube(512, 2048, 8192), "float32": _cube(512, 4096), "float64": _cube(512, 2048)},
     batched_gemm={"bfloat16": ((16,), (128, 2048), (128, 2048), (64, 1024))},
     attention={"bfloat16": (1024, 4096)},
@@ -138,6 +144,7 @@ TINY = replace(
     _QUICK_CPU,
     samples=1,
     visits=2,
+    most_visits=2,
     window_s=0.002,
     gemm={"float32": _cube(16, 64)},
     batched_gemm={},

@@ -44,6 +44,7 @@ __all__ = ["BranchAndBound", "mesh_of"]
 
 Progress = Callable[[str], object]
 _EXTRA = 400  # looks at candidates, after the proof, to find runners-up
+_NEW_LAYOUTS = 4  # that are solved for them, but those of the best plan's micro-batch size
 _CLOSE = 1e-4  # the staging program's own gap
 _STAGINGS = 24  # of one candidate and choice of layouts that are priced at most
 
@@ -138,11 +139,16 @@ class BranchAndBound:
     def more(self, wanted: int) -> None:
         """Price on until plans with ``wanted`` distinct degrees are known.
 
-        New layouts are solved only for the best plan's own micro-batch size.
+        New layouts are solved for the best plan's own micro-batch size, and for few others.
         """
+        spare = _NEW_LAYOUTS
 
-        def near(degrees: Degrees) -> bool:
-            return self.space.knows(degrees) or degrees.micro_batch == best
+        def worth_solving(degrees: Degrees) -> bool:
+            nonlocal spare
+            if self.space.knows(degrees) or degrees.micro_batch == best:
+                return True
+            spare -= 1
+            return spare >= 0
 
         best = min(self.found, key=lambda c: self.goal.value(c.estimate)).plan.micro_batch
         queue = list(self._queue)
@@ -156,7 +162,7 @@ class BranchAndBound:
             if self._is_last(entry):
                 self._price(entry)
                 seen |= {mesh_of(candidate.plan) for candidate in self.found}
-            elif entry.level != _Level.CHAIN or near(entry.degrees):
+            elif entry.level != _Level.CHAIN or worth_solving(entry.degrees):
                 for closer in self._closer(entry):
                     heapq.heappush(queue, closer)
         self._close()

@@ -41,23 +41,21 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from autoplan.cost.keep import FULL, NONE, Keep, hull
-from autoplan.cost.memory import ALLOCATOR_SLACK, StateRates, in_flight, largest_pair
+from autoplan.cost.memory import ALLOCATOR_SLACK, StateRates, in_flight
 from autoplan.cost.step import Assignment
+from autoplan.search.largest import Held, LargestTerm
 from autoplan.search.run import Run
 from autoplan.search.solver import solve
 
 if TYPE_CHECKING:
     from ortools.math_opt.python import mathopt
 
-    from autoplan.cost.unit import UnitCost
 
 __all__ = [
     "Place",
     "Staging",
     "StagingQuestion",
     "best_of_allowed",
-    "beyond_largest",
-    "largest_bytes",
     "solve_staging",
 ]
 
@@ -121,6 +119,19 @@ class StagingQuestion:
         if not self.places:
             return [self.send_s] * (self.stages - 1)
         return [max(one.send_s, other.send_s) for one, other in pairwise(self.places)]
+
+    def surely(self, stage: int) -> list[bool | None]:
+        """Of each run, whether ``stage`` surely holds a unit of it; None if it holds none."""
+        if self.stages == 1:
+            return [True] * len(self.runs)
+        held: list[bool | None] = [False] * len(self.runs)
+        for g, home in ((0, 0), (-1, self.stages - 1)):
+            if self.runs[g].count == 1:
+                held[g] = True if stage == home else None
+        may = [g for g, surely in enumerate(held) if surely is not None]
+        if len(may) == 1:
+            held[may[0]] = True
+        return held
 
     def ways_anywhere(self, index: int) -> list[str]:
         """The ways of the run ``index`` that ``ways`` gives on some stage's device."""
@@ -282,14 +293,15 @@ class _Program:
         return below
 
     def _remember(self, stage: int) -> None:
-        """The stage's memory, in units of the device's. Largest units are taken over all that it may hold; where devices
-        differ, over all that it holds, as a small device may hold little."""
+        """The stage's memory, in units of the device's."""
         q, place = self.question, self.question.at(stage)
         held = in_flight(stage, q.stages, q.micro_batches)
-        terms: list[Any] = [] if q.places else [largest_bytes(q, stage)]
+        runs = zip(place.runs, self.n, q.surely(stage), strict=True)
+        there = [Held(run.cost, n[stage], run.count, surely) for run, n, surely in runs if surely is not None]
+        largest = LargestTerm(self.model, there, q.rates, place.limit_bytes, q.stages == 1)
+        terms: list[Any] = []
         if stage + 1 < q.stages:
             terms.append(held * q.sent_bytes)
-        rerun = self.model.add_variable(lb=0.0)  # beyond what the largest units work with
         for run, n, ways in zip(place.runs, self.n, self.r, strict=True):
             cost = run.cost
             kept = run.taken_bytes(held * cost.saved_bytes)
@@ -297,38 +309,11 @@ class _Program:
             for _, keeps, row in ways:
                 keep = keeps[stage]
                 terms.append((run.taken_bytes(held * keep.kept_bytes) - kept) * row[stage])
-                some = self.model.add_binary_variable()
-                self.model.add_linear_constraint(row[stage] <= run.count * some)
-                beyond = cost.workspace_bytes + keep.again_bytes
-                beyond = beyond if q.places else beyond_largest(q, stage, beyond)
-                self.model.add_linear_constraint(rerun >= beyond / place.limit_bytes * some)
-        total = sum(term * (1 / place.limit_bytes) for term in terms) + rerun
-        total += self._largest(stage, place, rerun) if q.places else 0.0
+                works = cost.workspace_bytes + keep.again_bytes
+                largest.works(works, row[stage], run.count, last=run is place.runs[-1])
+        total = sum(term * (1 / place.limit_bytes) for term in terms) + largest.total
         room = (place.limit_bytes - place.reserve_bytes) / (1 + ALLOCATOR_SLACK) / place.limit_bytes
         self.model.add_linear_constraint(total <= room)
-
-    def _largest(self, stage: int, place: Place, working: Any) -> Any:
-        """What goes with the largest of the units that the stage holds but what any works with, which ``working`` is made
-        to be no less than; in units of its memory."""
-        rates, model = self.question.rates, self.model
-        reduced, gathered = model.add_variable(lb=0.0), model.add_variable(lb=0.0)
-        before: tuple[Any, float] | None = None
-        for run, n in zip(place.runs, self.n, strict=True):
-            held = model.add_binary_variable()
-            model.add_linear_constraint(n[stage] <= run.count * held)
-            model.add_linear_constraint(working >= run.cost.workspace_bytes / place.limit_bytes * held)
-            trained = rates.reduced_units * run.cost.trainable / place.limit_bytes
-            model.add_linear_constraint(reduced >= trained * held)
-            own = rates.gathered_units * run.cost.parameters / place.limit_bytes
-            model.add_linear_constraint(gathered >= own * held)
-            if before is not None:
-                model.add_linear_constraint(gathered >= (before[1] + own) * (before[0] + held - 1))
-            if run.count > 1:
-                several = model.add_binary_variable()
-                model.add_linear_constraint(n[stage] <= 1 + (run.count - 1) * several)
-                model.add_linear_constraint(gathered >= 2 * own * several)
-            before = held, own
-        return reduced + gathered
 
     def _passes(self, stage: int) -> tuple[Any, Any, Any, Any]:
         """Variables F, B, head and L of the stage."""
@@ -412,40 +397,6 @@ def _backward_s(run: Run) -> float:
 def _last_s(run: Run) -> float:
     """What travels beside the last backward."""
     return run.traffic.backward_s + run.traffic.tail_fsdp_s + run.traffic.tail_dp_s
-
-
-def largest_bytes(question: StagingQuestion, stage: int) -> float:
-    """Bytes that go with the largest of the units that a stage may hold, not with their number."""
-    gathered = question.rates.gathered_units * largest_pair(_largest(question, stage))
-    return gathered + _at_work(question, stage)
-
-
-def beyond_largest(question: StagingQuestion, stage: int, working: float) -> float:
-    """Bytes by which those that a unit's backward works with exceed what ``largest_bytes`` has for it."""
-    return _reduced(question, stage) + working - _at_work(question, stage)
-
-
-def _at_work(question: StagingQuestion, stage: int) -> float:
-    """Of those bytes, what a unit's backward works with, and the gradients that were reduced before it."""
-    works = [cost.workspace_bytes for cost in _largest(question, stage)]
-    if question.rates.late_gradient and works[1:]:  # the last unit's comes before any reduction
-        return max(works[-1], _reduced(question, stage) + max(works[:-1]))
-    return max(works) + (0.0 if question.rates.late_gradient else _reduced(question, stage))
-
-
-def _reduced(question: StagingQuestion, stage: int) -> float:
-    return question.rates.reduced_units * max(cost.trainable for cost in _largest(question, stage))
-
-
-def _largest(question: StagingQuestion, stage: int) -> list[UnitCost]:
-    """The units that a stage may hold, two of a kind at most."""
-    runs = list(question.at(stage).runs)
-    last = question.stages - 1
-    if stage > 0 and runs[0].count == 1:
-        runs = runs[1:]
-    if stage < last and len(runs) > 1 and runs[-1].count == 1:
-        runs = runs[:-1]
-    return [run.cost for run in runs for _ in range(min(run.count, 2))]
 
 
 def _assignments(

@@ -21,7 +21,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
 
@@ -31,9 +31,10 @@ from autoplan.cost.keep import FULL, NONE, Keep
 from autoplan.cost.memory import ALLOCATOR_SLACK, in_flight
 from autoplan.cost.state_traffic import StateTraffic
 from autoplan.cost.unit import UnitCost
+from autoplan.search.largest import largest_between, largest_bytes
 from autoplan.search.pipeline_bound import pipeline_bound_s
 from autoplan.search.run import Run
-from autoplan.search.stages import StagingQuestion, beyond_largest, largest_bytes
+from autoplan.search.stages import StagingQuestion
 
 __all__ = ["staging_bound_s"]
 
@@ -117,11 +118,11 @@ class _Stage:
 
     @classmethod
     def of(cls, q: StagingQuestion, chain: _Chain, s: int) -> _Stage:
-        fixed = [chain.before] if s == 0 and chain.before else []
-        fixed += [chain.after] if s == q.stages - 1 and chain.after else []
-        n = np.arange(chain.units.count + 1, dtype=float)
-        again = _again_s(q, chain.units, fixed, n, s)
-        figures = n[:, None] * _figures(chain.units) + sum(map(_figures, fixed))
+        before = chain.before if s == 0 else None
+        after = chain.after if s == q.stages - 1 else None
+        n = np.arange(chain.units.count + 1)
+        again = _again_s(q, chain.units, before, after, n, s)
+        figures = n[:, None] * _figures(chain.units) + sum(_figures(run) for run in (before, after) if run)
         way = 2 * s * q.send_s + (_least_s(q, chain.before) if s and chain.before else 0.0)
         free, both = _least_z(q, figures.T, again, s, _trips_s(q))
         free = np.maximum(free, both + way)
@@ -130,25 +131,36 @@ class _Stage:
         return cls(list(np.where(never, np.inf, free)), list(np.where(never, np.inf, work)))
 
 
-def _again_s(q: StagingQuestion, unit: Run, fixed: Sequence[Run], n: Any, s: int) -> Any:
+def _again_s(q: StagingQuestion, unit: Run, before: Run | None, after: Run | None, n: Any, s: int) -> Any:
     """Seconds that n units spend at least on making again what memory does not hold; NaN where it never fits."""
-    cost, held = unit.cost, in_flight(s, q.stages, q.micro_batches)
-    room = _room(q, s, largest_bytes(q, s)) - sum(
-        run.state_bytes + held * run.cost.saved_bytes for run in fixed
-    )
-    each = np.maximum(n, 1.0)
+    cost, held, forced = unit.cost, in_flight(s, q.stages, q.micro_batches), _forced(q, unit)
+    cost = _at_work(cost, forced)
+    ends = [None if run is None else run.cost for run in (before, after)]
+    largest = np.array([_largest(q, ends[0], [cost] * few, ends[1]) for few in range(3)])[np.minimum(n, 2)]
+    fixed = [run for run in (before, after) if run is not None]
+    room = _room(q, s, largest) - sum(run.state_bytes + held * run.cost.saved_bytes for run in fixed)
+    each = np.maximum(n, 1)
     left = (room - n * unit.state_bytes) / (held * each)  # for what a unit keeps
-    forced = _forced(q, unit)
     if forced is not None:
-        beyond = max(beyond_largest(q, s, cost.workspace_bytes + forced.again_bytes), 0.0)
-        there = np.where(n > 0, beyond / (held * each), 0.0)
-        return np.where(
-            (forced.kept_bytes <= left - there) | ((n == 0) & (room >= 0)), n * forced.rerun_s, np.nan
-        )
+        return np.where((forced.kept_bytes <= left) | ((n == 0) & (room >= 0)), n * forced.rerun_s, np.nan)
     points = cost.least_again if q.recompute != "offload" else ((0.0, 0.0),)
     kept, seconds = np.array(points[::-1]).T
     again = n * np.interp(left, kept, seconds)
     return np.where((left >= kept[0]) | ((n == 0) & (room >= 0)), again, np.nan)
+
+
+def _at_work(cost: UnitCost, forced: Keep | None) -> UnitCost:
+    """The cost of a unit whose backward also works with what it surely makes again."""
+    if forced is None:
+        return cost
+    return replace(cost, workspace_bytes=cost.workspace_bytes + forced.again_bytes)
+
+
+def _largest(
+    q: StagingQuestion, before: UnitCost | None, units: Sequence[UnitCost], after: UnitCost | None
+) -> float:
+    held = [unit for unit in (before, *units, after) if unit is not None]
+    return largest_bytes(held, q.rates) if held else 0.0
 
 
 def _room(q: StagingQuestion, s: int, largest: Any) -> Any:
@@ -285,14 +297,14 @@ def _between(each: Any) -> Any:
 class _Memory:
     """Of the units from a to b: bytes of state; bytes that each micro-batch in flight keeps at most, and at least; and
     what can be made again, the cheapest bytes first, as (bytes, seconds a byte). ``largest``: bytes that go with the
-    largest of them, where devices differ."""
+    largest of them."""
 
     state: Any
     kept: Any
     least: Any
     forced_s: Any
     pieces: Sequence[tuple[Any, float]]
-    largest: Any | None
+    largest: Any
 
     @classmethod
     def of(cls, q: StagingQuestion, units: Sequence[Run]) -> _Memory:
@@ -321,35 +333,18 @@ class _Memory:
                 ]
             )
         )
-        largest = _largest_between(q, [unit.cost for unit in units]) if q.places else None
+        costs = [_at_work(unit.cost, keep) for unit, keep in zip(units, forced, strict=True)]
+        largest = largest_bytes(costs, q.rates) if q.stages == 1 else largest_between(costs, q.rates)
         return cls(state, kept, least, forced_s, list(zip(pieces, sorted(rates), strict=True)), largest)
 
     def again_s(self, q: StagingQuestion, s: int) -> Any:
         """Seconds that these units spend at least in stage s on making again what memory does not hold; NaN where it
         never fits."""
         held = in_flight(s, q.stages, q.micro_batches)
-        room = _room(q, s, largest_bytes(q, s) if self.largest is None else self.largest) - self.state
+        room = _room(q, s, self.largest) - self.state
         over = self.kept - room / held
         again = self.forced_s.copy()
         for freed, byte_s in self.pieces:
             again += byte_s * np.clip(over, 0.0, freed)
             over = over - freed
         return np.where(self.least <= room / held, again, np.nan)
-
-
-def _largest_between(q: StagingQuestion, costs: Sequence[UnitCost]) -> Any:
-    """What goes with the largest of the units from a to b (``stages.largest_bytes``); shape (b, a)."""
-    sizes = [cost.parameters for cost in costs]
-    pairs = [sum(sizes[i : i + 2]) for i, size in enumerate(sizes)]
-    total = np.zeros((len(costs) + 1, len(costs) + 1))
-    for a in range(len(costs)):
-        for weight, own, inner in (
-            (1.0, [cost.workspace_bytes for cost in costs[a:]], None),
-            (q.rates.reduced_units, [cost.trainable for cost in costs[a:]], None),
-            (q.rates.gathered_units, sizes[a:], pairs[a:-1]),
-        ):
-            most = np.maximum.accumulate(own)
-            if inner:
-                most[1:] = np.maximum(most[1:], np.maximum.accumulate(inner))
-            total[a + 1 :, a] += weight * most
-    return total
