@@ -286,7 +286,7 @@ def _stagings(space: Space, degrees: Degrees, costs: Mapping[str, UnitCost]) -> 
             ways = [list(_stage_ways(space, start, stop, costs)) for start, stop in ranges]
             yield from (list(stages) for stages in itertools.product(*ways))
         return
-    even = space._scheduled.ranges(degrees)
+    even = space._scheduled.cut(degrees).ranges
     names = dict.fromkeys(name for cost in costs.values() for name in _ways(cost))
     for name in names:
         orders = []

@@ -6,23 +6,28 @@ import itertools
 import math
 from dataclasses import replace
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_cost_toys import toy_cluster, toy_graph, toy_layouts, toy_strategies
 
 from autoplan.cost.degrees import Degrees
+from autoplan.cost.pipeline.activations import peak_activation_bytes
 from autoplan.cost.step import Assignment
 from autoplan.cost.times import Times
 from autoplan.graph.ir import ModelGraph
 from autoplan.plan import Job, Precision, Schedule, validate_plan
+from autoplan.plan.schedule import ranks_of_stages
 from autoplan.search import staging_bound
+from autoplan.search.even_memory import held_by_rank
 from autoplan.search.graphs import Graphs
 from autoplan.search.layout_choice import LayoutChoice
 from autoplan.search.pins import Pins
 from autoplan.search.pipeline_bound import pipeline_bound_s
 from autoplan.search.run import Run
 from autoplan.search.space import Space
+from autoplan.search.splits import Splits
 from autoplan.search.stages import solve_staging
 from autoplan.search.staging_bound import staging_bound_s
 
@@ -174,6 +179,7 @@ def test_bounds_of_other_schedules_only_grow_and_end_in_the_price(
     assert any_schedule <= rough * slack
     for choice in space.choices(variant):
         layout = space.choice_bound_s(variant, choice)
+        assert space.choice_bound_s(variant, choice, closely=False) <= layout * slack
         staging = space.solve(variant, choice)
         assert (staging is not None) == (layout < math.inf)
         if staging is None:
@@ -185,6 +191,51 @@ def test_bounds_of_other_schedules_only_grow_and_end_in_the_price(
         assert staging.bound_s == candidate.estimate.step_time_s
         known = space.work_bound_s(variant), space.first_bound_s(variant), space.optimistic_bound_s(variant)
         assert max(known) <= staging.bound_s * slack
+
+
+@settings(max_examples=20, deadline=None)
+@given(spaces(), st.data())
+def test_bounds_of_all_splits_are_those_of_each(case: tuple[Space, Degrees], data: st.DataObject) -> None:
+    """What is worked out at once for all that differ in what data ranks share is what each would be told alone."""
+    space, degrees = case
+    variants = space.variants(degrees)
+    if not variants:
+        return
+    variant = data.draw(st.sampled_from(variants))
+    splits = space._splits[degrees.pp, degrees.micro_batch, degrees.cp, degrees.tp, degrees.ep]
+    place = splits.members.index(degrees)
+    for choice in space.choices(variant):
+        asked = choice.costs, choice.sent_bytes
+        ask = space._scheduled
+        for ranks in (1, variant.pp):
+            (alone,) = ask.close_bounds_s(variant, Splits((variant,)), *asked, ranks)
+            assert ask.close_bounds_s(variant, splits, *asked, ranks)[place] == pytest.approx(
+                alone, rel=1e-12
+            )
+        fitting = ask.fitting(variant, *asked)
+        assert min((bound_s for bound_s, _ in fitting), default=math.inf) == pytest.approx(alone, rel=1e-12)
+
+
+@given(
+    st.sampled_from([("interleaved", 3), ("zb-h1", 1), ("zbv", 2), ("dualpipe-v", 2), ("gpipe", 1)]),
+    st.integers(2, 5),
+    st.integers(0, 9),
+    st.data(),
+)
+def test_the_fullest_moments_are_kept(
+    schedule: tuple[str, int], pp: int, more: int, data: st.DataObject
+) -> None:
+    """Moments that are left out are never a rank's fullest, whatever its stages keep."""
+    name, vpp = schedule
+    m = 2 * pp + more
+    nbytes = st.lists(st.floats(0, 10), min_size=pp * vpp, max_size=pp * vpp)
+    whole, half = np.array(data.draw(nbytes)), np.array(data.draw(nbytes))
+    held = held_by_rank(Schedule(name), pp, vpp, m, pp)
+    ranks = np.array(ranks_of_stages(Schedule(name), pp, vpp))
+    found = [
+        (held[rank] @ np.concatenate((whole[ranks == rank], half[ranks == rank]))).max() for rank in range(pp)
+    ]
+    assert found == pytest.approx(peak_activation_bytes(name, pp, vpp, m, whole, half))
 
 
 @settings(max_examples=30, deadline=None)

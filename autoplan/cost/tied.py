@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -14,19 +14,36 @@ if TYPE_CHECKING:
     from autoplan.hardware import AnyCluster
     from autoplan.plan import Precision
 
-__all__ = ["kinds_once", "stage_units", "tied_s"]
+__all__ = ["held_before", "kinds_once", "stage_units", "tied_s", "without_values"]
 
 
 def stage_units(graph: ModelGraph, costs: Mapping[str, UnitCost], start: int, stop: int) -> list[UnitCost]:
     """The units of a stage; where several hold one parameter, all but the first do without it."""
     found = [costs[unit.kind] for unit in graph.units[start:stop]]
+    for index, values in held_before(graph, start, stop).items():
+        kind = graph.units[start + index].kind
+        found[index] = without_values(graph, kind, found[index], values)
+    return found
+
+
+def held_before(graph: ModelGraph, start: int, stop: int) -> dict[int, tuple[str, ...]]:
+    """By place in a stage, the parameters of a unit that another unit of the stage holds for it."""
+    if not graph.tied:
+        return {}
+    found: dict[int, tuple[str, ...]] = {}
     position = {unit.name: index for index, unit in enumerate(graph.units[start:stop])}
     for group in graph.tied:
         here = [(position[unit], value) for unit, value in group if unit in position]
         for index, value in here[1:]:
-            block = graph.kinds[graph.units[start + index].kind]
-            found[index] = _without(found[index], value, block.values[value].requires_grad)
+            found[index] = (*found.get(index, ()), value)
     return found
+
+
+def without_values(graph: ModelGraph, kind: str, cost: UnitCost, values: Iterable[str]) -> UnitCost:
+    """``cost``, of a unit of ``kind``, when others hold some parameters for it."""
+    for value in values:
+        cost = _without(cost, value, graph.kinds[kind].values[value].requires_grad)
+    return cost
 
 
 def kinds_once(graph: ModelGraph, costs: Mapping[str, UnitCost]) -> dict[str, UnitCost]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, overload
 
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
     from autoplan.hardware.mixed import MixedCluster
 
 __all__ = ["Cluster", "Failure"]
+
+_MOST_PRICED = 1 << 17  # answers that are kept
 
 
 class Failure(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
@@ -187,6 +190,21 @@ class Cluster(
 
         The model and its sources: ``autoplan.hardware.collectives`` and ``Level.time_s``.
         """
+        if isinstance(nbytes, np.ndarray):
+            return self._collective_time_s(kind, nbytes, size, stride, alone)
+        key = kind, nbytes, size, stride, alone
+        if key not in self._priced:
+            if len(self._priced) >= _MOST_PRICED:
+                self._priced.clear()
+            self._priced[key] = self._collective_time_s(kind, nbytes, size, stride, alone)
+        return self._priced[key]
+
+    @cached_property
+    def _priced(self) -> dict[tuple[str, float, int, int, bool], float]:
+        """What collectives of plain numbers of bytes take; a search asks for the same ones over and over."""
+        return {}
+
+    def _collective_time_s(self, kind: str, nbytes: Any, size: int, stride: int, alone: bool) -> Any:
         check_collective(kind)
         if kind == "send_recv":
             return self.p2p_time_s(nbytes, stride, size)

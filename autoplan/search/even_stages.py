@@ -56,9 +56,11 @@ def _settle(cuts: list[int], before: Sequence[float], ranks: Sequence[int]) -> N
         moved = False
         for index in range(1, len(cuts) - 1):
             for step in (-1, 1):
+                if not cuts[index - 1] < cuts[index] + step < cuts[index + 1]:
+                    continue
                 cuts[index] += step
                 now = _unevenness(cuts, before, ranks)
-                if cuts[index - 1] < cuts[index] < cuts[index + 1] and now < best:
+                if now < best:
                     best, moved = now, True
                 else:
                     cuts[index] -= step

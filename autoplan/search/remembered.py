@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 from autoplan.cost.step import Assignment
 from autoplan.search.layout_choice import LayoutChoice
 
-__all__ = ["remembered"]
+__all__ = ["as_key", "remembered"]
 
 _Method = TypeVar("_Method", bound=Callable[..., Any])
 
@@ -24,7 +24,7 @@ def remembered(method: _Method) -> _Method:
     @wraps(method)
     def ask(self: Any, degrees: Any, *rest: Any, **options: Any) -> Any:
         named = tuple(options.items())
-        key = method.__name__, degrees, self.known_of(degrees), _question(rest), named
+        key = method.__name__, degrees, self.known_of(degrees), as_key(rest), named
         if key not in self.answers:
             self.answers[key] = method(self, degrees, *rest, **options)
         return self.answers[key]
@@ -32,11 +32,11 @@ def remembered(method: _Method) -> _Method:
     return ask  # type: ignore[return-value]
 
 
-def _question(asked: Any) -> Hashable:
+def as_key(asked: Any) -> Hashable:
     """``asked`` as a key. Choices of layouts live as long as the answers, so that each has an id of its own."""
     match asked:
         case tuple() | list():
-            return tuple(map(_question, asked))
+            return tuple(map(as_key, asked))
         case LayoutChoice():
             return id(asked)
         case Assignment():

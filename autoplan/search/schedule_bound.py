@@ -21,21 +21,22 @@ import numpy as np
 from numpy.typing import NDArray
 
 from autoplan.cost.degrees import Degrees
-from autoplan.plan.schedule import Schedule
+from autoplan.plan.schedule import SCHEDULE_NEEDS, Schedule
 
-__all__ = ["StageSums", "schedule_bound_s"]
+__all__ = ["StageSums", "by_rank", "schedule_bounds_s"]
 
 Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True)
 class StageSums:
-    """Seconds by stage, shape (stages,), and by rank, shape (ranks,).
+    """Seconds of each of several candidates, by stage, shape (candidates, stages), and by rank, shape (candidates,
+    ranks).
 
     Args:
         forward, backward: of a pass.
         first: of the backward, what comes before its gradient leaves; all of it where it is not halved.
-        send: to the next stage; shape (stages - 1,).
+        send: to the next stage; shape (stages - 1,), the same for all.
         head, tail: before the first and after the last pass of a rank.
         least_head, least_tail: the same where they are waited for by another rank: what is hidden behind a
             rank's own passes may be more than is known of them.
@@ -50,35 +51,42 @@ class StageSums:
     tail: Floats
     least_head: Floats
     least_tail: Floats
-    again: Floats | float = 0.0
+    again: Floats
 
 
-def schedule_bound_s(degrees: Degrees, sums: StageSums) -> float:
-    """Seconds that no step of ``degrees`` with these stages is below."""
+def by_rank(degrees: Degrees, of_stages: Floats) -> Floats:
+    """The sum over each rank's stages; shape (…, stages) to (…, ranks)."""
+    p = degrees.pp
+    if SCHEDULE_NEEDS[degrees.schedule].v_shaped:
+        return of_stages[..., :p] + of_stages[..., : -p - 1 : -1]
+    return of_stages.reshape(*of_stages.shape[:-1], -1, p).sum(axis=-2)
+
+
+def schedule_bounds_s(degrees: Degrees, sums: StageSums) -> Floats:
+    """Seconds that no step with these stages is below, under the schedule and micro-batches of ``degrees``; shape
+    (candidates,)."""
     p, m = degrees.pp, degrees.num_micro_batches
-    work = np.bincount(degrees.stage_ranks, weights=m * (sums.forward + sums.backward), minlength=p).astype(
-        float
-    )
-    work += m * sums.again
-    way, back = np.zeros(p), np.zeros(p)
-    way[1:] = np.cumsum(sums.forward[: p - 1] + sums.send[: p - 1])
-    back[1:] = np.cumsum(sums.first[: p - 1] + sums.send[: p - 1])
-    arrive = sums.least_head[0] + way
+    work = m * (by_rank(degrees, sums.forward + sums.backward) + sums.again)
+    way, back = np.zeros_like(work), np.zeros_like(work)
+    way[:, 1:] = np.cumsum(sums.forward[:, : p - 1] + sums.send[: p - 1], axis=1)
+    back[:, 1:] = np.cumsum(sums.first[:, : p - 1] + sums.send[: p - 1], axis=1)
+    arrive = sums.least_head[:, :1] + way
     whole = np.maximum(sums.head, arrive) + work + sums.tail
-    drained = arrive + work - _late(degrees, sums.backward - sums.first) + back + sums.least_tail[0]
-    return float(max(whole.max(), drained.max()))
+    late = _late(degrees, sums.backward - sums.first)
+    drained = arrive + work - late + back + sums.least_tail[:, :1]
+    return np.maximum(whole, drained).max(axis=1)
 
 
 def _late(degrees: Degrees, weight: Floats) -> Floats:
     """Of each rank, seconds of the weight halves that may come after its last gradient has left."""
     p, ranks = degrees.pp, np.arange(degrees.pp, dtype=float)
-    first = weight[:p]
+    first, last = weight[:, :p], weight[:, : -p - 1 : -1]
     match degrees.schedule:
         case Schedule.ZB_H1:
             return (ranks + 1) * first
         case Schedule.ZBV:
-            return (ranks + 1) * first + ranks * weight[::-1][:p]
+            return (ranks + 1) * first + ranks * last
         case Schedule.DUALPIPE_V:
-            return (ranks + 1) * np.maximum(first, weight[::-1][:p])
+            return (ranks + 1) * np.maximum(first, last)
         case _:
-            return np.zeros(p)
+            return np.zeros_like(first)

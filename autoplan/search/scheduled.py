@@ -8,28 +8,27 @@ which schedule, how many stages a rank, and all degrees. (1F1B's stages are sear
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import lru_cache
 from itertools import pairwise
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from autoplan.cost.degrees import Degrees
 from autoplan.cost.keep import FULL, NONE
-from autoplan.cost.memory import ALLOCATOR_SLACK, StageLoad, limit_bytes, rank_memory
-from autoplan.cost.pipeline.activations import moments_by_rank, moments_of_rank
-from autoplan.cost.state_traffic import StateTraffic, state_traffic
+from autoplan.cost.memory import fixed_reserve_bytes, limit_bytes
+from autoplan.cost.pipeline.activations import moments_of_rank, settled_micro_batches
 from autoplan.cost.step import Assignment
-from autoplan.cost.tied import stage_units
 from autoplan.cost.unit import UnitCost
 from autoplan.plan.schedule import SCHEDULE_NEEDS, Schedule, ranks_of_stages
-from autoplan.search.even_stages import even_stages, unit_weights
-from autoplan.search.run import least_optimizer_s
-from autoplan.search.schedule_bound import StageSums, schedule_bound_s
+from autoplan.search.even_cut import EvenCut, Turns
+from autoplan.search.even_memory import EvenMemory, gained, held_by_rank
+from autoplan.search.even_stages import unit_weights
+from autoplan.search.schedule_bound import StageSums, by_rank, schedule_bounds_s
+from autoplan.search.splits import SplitPrices, Splits
 
 if TYPE_CHECKING:
     from autoplan.graph.ir import ModelGraph
@@ -39,10 +38,12 @@ if TYPE_CHECKING:
 __all__ = ["Scheduled"]
 
 Floats = NDArray[np.float64]
+Costs = Mapping[str, UnitCost]
 
 
 class Scheduled:
-    """The chain of one model, asked about under one schedule after another.
+    """The chain of one model, asked about under one schedule after another, and about all splits of the data axes at
+    once: bounds have shape (splits,), and ``degrees`` says all but the split.
 
     ``recompute``: None to choose, or the way of every unit that may be recomputed. ``without``: ways not to choose.
     """
@@ -59,251 +60,211 @@ class Scheduled:
         self.without = without
         self.weights = unit_weights(chain)
         self.kinds = list(chain.kinds)
-        place = {kind: index for index, kind in enumerate(self.kinds)}
-        self.kind_of = np.array([place[unit.kind] for unit in chain.units])
-        self.eligible = [bool(chain.kinds[unit.kind].path) for unit in chain.units]
         self._shared = _values_held_twice(chain)
-        self._rows: dict[tuple[int, ...], tuple[Mapping[str, UnitCost], Floats]] = {}
+        self._prices = SplitPrices(job, cluster, [chain.count(kind) for kind in self.kinds])
+        self._cuts: dict[tuple[bool, int, int], EvenCut] = {}
+        self._turns: dict[Hashable, tuple[Turns, Floats, Floats]] = {}
+        self._known: dict[Hashable, tuple[Any, ...]] = {}
 
-    def ranges(self, degrees: Degrees) -> tuple[tuple[int, int], ...]:
-        """The range of the chain that each stage runs."""
-        return even_stages(self.weights, degrees.schedule, degrees.pp, degrees.vpp)
+    def cut(self, degrees: Degrees) -> EvenCut:
+        """The stages; they depend on how the schedule lays them on ranks alone."""
+        key = SCHEDULE_NEEDS[degrees.schedule].v_shaped, degrees.pp, degrees.vpp
+        if key not in self._cuts:
+            self._cuts[key] = EvenCut.of(self.chain, self.weights, degrees.schedule, degrees.pp, degrees.vpp)
+        return self._cuts[key]
 
-    def work_s(self, degrees: Degrees, costs: Mapping[str, UnitCost]) -> float:
+    def work_s(self, degrees: Degrees, splits: Splits, costs: Costs) -> Floats:
         """What the mean rank works in a step, whatever the schedule."""
-        total = self._each(degrees, costs).sum(axis=0)
-        hidden = 1 - self.cluster.overlap
-        forward, forward_comm, backward, backward_comm, _, way, back, _, tail, step = total.tolist()
-        passes = forward + forward_comm + backward + backward_comm + hidden * (way + back)
-        return (degrees.num_micro_batches * passes + step + hidden * tail) / degrees.pp
+        counts = np.array([self.chain.count(kind) for kind in self.kinds], dtype=float)
+        passes, hidden = counts @ self._times(costs)[:, :4], 1 - self.cluster.overlap
+        way, back, _, tail, step = (counts @ self._state_s(splits, costs)).T
+        each = passes.sum() + hidden * (way + back)
+        return (degrees.num_micro_batches * each + step + hidden * tail) / degrees.pp
 
-    def bound_s(
-        self,
-        degrees: Degrees,
-        costs: Mapping[str, UnitCost],
-        again: Mapping[int, str] | None = None,
-        send_s: float = 0.0,
-        first_again_s: float = 0.0,
-    ) -> float:
-        """A bound of the step. With the least costs of units, that of any layouts.
+    def bounds_s(self, degrees: Degrees, splits: Splits, costs: Costs) -> Floats:
+        """Bounds of the step that know no memory. With the least costs of units, those of any layouts."""
+        return schedule_bounds_s(degrees, self._sums(degrees, splits, costs))
 
-        Args:
-            again: by position of a unit in the chain, the way that it surely goes.
-            send_s: the least that any stage takes to send to another rank.
-            first_again_s: what the first rank surely spends on making things again beside that.
-        """
-        sums = self._least_sums(degrees, costs, again or {}, send_s)
-        more = np.zeros(degrees.pp)
-        more[0] = first_again_s
-        return schedule_bound_s(degrees, replace(sums, again=more))
+    def first_rank_bounds_s(self, degrees: Degrees, splits: Splits, costs: Costs) -> Floats:
+        """Bounds that know the memory of the first rank, which keeps the most; infinite if that does not fit. With the
+        least costs of units, those of any layouts."""
+        sums = self._sums(degrees, splits, costs)
+        again = np.zeros_like(sums.again)
+        again[:, 0] = self._first_again_s(degrees, splits, costs)
+        return schedule_bounds_s(degrees, replace(sums, again=again))
 
-    def ways(self, costs: Mapping[str, UnitCost]) -> list[str]:
+    def close_bounds_s(
+        self, degrees: Degrees, splits: Splits, costs: Costs, sent_bytes: Sequence[float], ranks: int
+    ) -> Floats:
+        """Bounds that know how many units the first ``ranks`` must make again, in whichever way is best for all of them;
+        infinite if nothing fits."""
+        found = self._in_each_way(degrees, splits, costs, sent_bytes, ranks)
+        return np.min([bounds for *_, bounds in found], axis=0, initial=np.inf)
+
+    def ways(self, costs: Costs) -> list[str]:
         """The ways that all units that do something again may go: the one asked for, or any but ``offload``."""
         if self.recompute is not None:
             return [self.recompute]
         names = {name for kind in self.kinds for name in costs[kind].keeps} - self.without - {"offload"}
         return [name for name in (*sorted(names), FULL) if name not in self.without]
 
-    def assignments(
-        self, degrees: Degrees, costs: Mapping[str, UnitCost], sent_bytes: Sequence[float], way: str
-    ) -> list[Assignment] | None:
-        """The stages, with what they make again in ``way``; None if nothing that may be makes them fit."""
-        ranges, ranks = self.ranges(degrees), degrees.stage_ranks
-        loads = []
-        for index, (start, stop) in enumerate(ranges):
-            units = stage_units(self.chain, costs, start, stop)
-            sent = sent_bytes[stop - 1] if sent_bytes and index + 1 < len(ranges) else 0.0
-            loads.append(StageLoad(units, [unit.keep(NONE) for unit in units], sent))
-        again: list[dict[int, str]] = [{} for _ in ranges]
-        moments = moments_by_rank(degrees.schedule, degrees.pp, degrees.vpp, degrees.num_micro_batches)
-        for rank in range(degrees.pp):
-            stages = [index for index, home in enumerate(ranks) if home == rank]
-            order = self._in_turn([ranges[index] for index in stages], costs, way)
-            count = self._fewest(degrees, [loads[index] for index in stages], order, moments[rank], way)
-            if count is None:
-                return None
-            chosen = order[:count]
-            for place, index in enumerate(stages):
-                start = ranges[index][0]
-                again[index] = {start + unit: way for stage, unit in chosen if stage == place}
-        return [Assignment.of(*ends, units) for ends, units in zip(ranges, again, strict=True)]
-
     def fitting(
-        self, degrees: Degrees, costs: Mapping[str, UnitCost], sent_bytes: Sequence[float]
-    ) -> list[list[Assignment]]:
-        """For each way, the stages; those that fit, and one alone where nothing has to be made again."""
+        self, degrees: Degrees, costs: Costs, sent_bytes: Sequence[float]
+    ) -> list[tuple[float, list[Assignment]]]:
+        """For each way that fits, a bound of the step and the stages, each rank making as few units again as it must;
+        the least bound first."""
         found = []
-        for way in self.ways(costs):
-            stages = self.assignments(degrees, costs, sent_bytes, way)
-            if stages is not None:
-                found.append(stages)
-                if not any(stage.recompute or stage.policies for stage in stages):
-                    break
-        return found
+        ranges = self.cut(degrees).ranges
+        asked = degrees, Splits((degrees,)), costs, sent_bytes, degrees.pp
+        for way, turns, fewest, bounds in self._in_each_way(*asked):
+            if bounds[0] == np.inf:
+                continue
+            counts = zip(turns.units, fewest[0], strict=True)
+            again = {unit: way for units, count in counts for _, unit in units[:count]}
+            stages = [Assignment.of(a, b, {i: way for i in range(a, b) if i in again}) for a, b in ranges]
+            found.append((float(bounds[0]), stages))
+        return sorted(found, key=lambda each: each[0])
 
-    def _in_turn(
-        self, ranges: Sequence[tuple[int, int]], costs: Mapping[str, UnitCost], way: str
-    ) -> list[tuple[int, int]]:
-        """(stage of the rank, unit of the stage) of all that may be recomputed: the first of each stage, then the
-        second of each."""
-        found = []
-        for place, (start, stop) in enumerate(ranges):
-            units = [
-                unit
-                for unit in range(stop - start)
-                if self.eligible[start + unit]
-                and (way in (NONE, FULL) or way in costs[self.chain.units[start + unit].kind].keeps)
-            ]
-            found += [(turn, place, unit) for turn, unit in enumerate(units)]
-        return [(place, unit) for _, place, unit in sorted(found)]
+    def _in_each_way(
+        self, degrees: Degrees, splits: Splits, costs: Costs, sent_bytes: Sequence[float], ranks: int
+    ) -> Iterator[tuple[str, Turns, NDArray[np.intp], Floats]]:
+        """The way, ``_fewest`` in it, and bounds, infinite where it does not fit; no more where nothing has to be made
+        again."""
+        memory = self._memory(degrees, splits, costs, sent_bytes)
+        send_s = self._least_send_s(degrees, sent_bytes)
+        for way in self.ways(costs):
+            turns, fewest = self._fewest(degrees, memory, way, ranks)
+            remade = self._remade(degrees, costs, way, turns, fewest)
+            bounds = schedule_bounds_s(degrees, self._sums(degrees, splits, costs, send_s, remade))
+            yield way, turns, fewest, np.where((fewest >= 0).all(axis=1), bounds, np.inf)
+            if not fewest.any():
+                break
+
+    def _memory(
+        self, degrees: Degrees, splits: Splits, costs: Costs, sent_bytes: Sequence[float] = ()
+    ) -> EvenMemory:
+        cut = self.cut(degrees)
+        units = cut.units(self.chain, costs)
+        sent = [sent_bytes[stop - 1] if sent_bytes else 0.0 for _, stop in cut.ranges[:-1]]
+        room = limit_bytes(self.cluster.device) - fixed_reserve_bytes(self.cluster.device)
+        return EvenMemory(cut, units, self._prices.state(splits, units), np.array([*sent, 0.0]), room)
+
+    def _may(self, cut: EvenCut, unit: int, units: Sequence[UnitCost], way: str) -> bool:
+        """True if units of a form can go ``way``."""
+        return self._repeats(cut, unit) and (way in (NONE, FULL) or way in units[unit].keeps)
+
+    def _repeats(self, cut: EvenCut, form: int) -> bool:
+        return bool(self.chain.kinds[cut.forms[form][0]].path)
 
     def _fewest(
-        self,
-        degrees: Degrees,
-        loads: Sequence[StageLoad],
-        order: Sequence[tuple[int, int]],
-        held: Floats,
-        way: str,
-    ) -> int | None:
-        """How many of ``order`` a rank must give ``way`` to fit; None if all are too few.
-
-        ``held``: what it keeps at its worst moments, shape (moments, 2 · stages): forwards by stage, then
-        weight halves by stage.
-        """
-        everything = range(len(order), len(order) + 1)
-        tried = range(len(order) + 1) if self.recompute is None else range(1) if way == NONE else everything
-        units = [loads[place].units[unit] for place, unit in order]
-        keeps = [unit.keep(way) for unit in units]
-        kept = np.array([[load.kept_bytes] * (len(order) + 1) for load in loads])
-        for turn, ((place, _), unit, keep) in enumerate(zip(order, units, keeps, strict=True)):
-            kept[place, turn + 1 :] += keep.kept_bytes - unit.saved_bytes
-        halves = np.array([[load.half_bytes] * (len(order) + 1) for load in loads])
-        activations = (held @ np.concatenate((kept, halves))).max(axis=0)
-        empty = rank_memory(loads, 0.0, degrees, self.job, self.cluster.device)
-        beside = [unit.workspace_bytes + keep.again_bytes for unit, keep in zip(units, keeps, strict=True)]
-        rerun = np.maximum.accumulate([0.0, *(each - empty.workspace for each in beside)])
-        total = empty.total + (1 + ALLOCATOR_SLACK) * (activations + rerun)
-        limit = limit_bytes(self.cluster.device)
-        return next((count for count in tried if total[count] <= limit), None)
-
-    def first_rank_bound_s(
-        self, degrees: Degrees, costs: Mapping[str, UnitCost], sent_bytes: Sequence[float] = ()
-    ) -> float:
-        """A bound that knows the memory of the first rank, which keeps the most; infinite if that does not fit."""
-        ranges = [
-            own for own, rank in zip(self.ranges(degrees), degrees.stage_ranks, strict=True) if rank == 0
-        ]
-        units = [stage_units(self.chain, costs, start, stop) for start, stop in ranges]
-        loads = [StageLoad(held, [unit.keep(NONE) for unit in held], 0.0) for held in units]
+        self, degrees: Degrees, memory: EvenMemory, way: str, ranks: int
+    ) -> tuple[Turns, NDArray[np.intp]]:
+        """Which units of the first ranks go ``way`` in turn, and how many must, as ``EvenMemory.fewest``."""
+        cut, units = memory.cut, memory.units
+        forms = range(len(units))
+        may = tuple(self._may(cut, form, units, way) for form in forms)
         p, v, m = degrees.pp, degrees.vpp, degrees.num_micro_batches
-        moments = moments_of_rank(degrees.schedule, p, v, m, 0)
-        again_s = self._least_again_s(degrees, ranges, loads, moments)
-        if again_s == math.inf:
-            return math.inf
-        send_s = self._least_send_s(degrees, sent_bytes)
-        return self.bound_s(degrees, costs, send_s=send_s, first_again_s=again_s)
+        m = settled_micro_batches(degrees.schedule, p, m)
+        key = degrees.schedule, p, v, m, may, ranks
+        if key not in self._turns:
+            held, turns = held_by_rank(degrees.schedule, p, v, m, ranks), cut.turns(may).first(ranks)
+            self._turns[key] = turns, held, gained(held, turns)
+        turns, held, gains = self._turns[key]
+        most = turns.made.shape[1]
+        tried = slice(most) if self.recompute is None else slice(1) if way == NONE else slice(most - 1, most)
+        keeps = {form: units[form].keep(way) for form in forms if may[form]}
+        return turns, memory.fewest(held, turns, gains, keeps, tried)
+
+    def _first_again_s(self, degrees: Degrees, splits: Splits, costs: Costs) -> Floats:
+        """Seconds that the first rank spends at least on making again what does not fit; infinite if too much does
+        not."""
+        if self.recompute == "offload":
+            return np.zeros(len(splits.members))
+        memory = self._memory(degrees, splits, costs)
+        held = moments_of_rank(degrees.schedule, degrees.pp, degrees.vpp, degrees.num_micro_batches, 0)
+        points = {
+            form: unit.least_again
+            for form, unit in enumerate(memory.units)
+            if self.recompute != NONE and self._repeats(memory.cut, form)
+        }
+        return memory.least_again_s(0, held, points)
 
     def _least_send_s(self, degrees: Degrees, sent_bytes: Sequence[float]) -> float:
         sent = min(sent_bytes, default=0.0)
         return self.cluster.p2p_time_s(sent, degrees.pp_stride, degrees.pp)
 
-    def _least_again_s(
+    def _remade(
+        self, degrees: Degrees, costs: Costs, way: str, turns: Turns, fewest: NDArray[np.intp]
+    ) -> Floats:
+        """Seconds of computing and of waiting that each stage spends on making again what so many units of each rank
+        did; shape (2, splits, stages)."""
+        cut = self.cut(degrees)
+        units = cut.units(self.chain, costs)
+        seconds = np.zeros((len(units), 2))
+        for form, unit in enumerate(units):
+            if self._may(cut, form, units, way):
+                keep = unit.keep(way)
+                seconds[form] = keep.again_s, keep.again_comm_s
+        ranks = len(turns.made)
+        made = turns.made[np.arange(ranks), fewest.clip(min=0)]
+        of_stages = np.zeros((2, len(fewest), len(cut.ranges)))
+        of_stages[:, :, cut.stages[:ranks]] = np.moveaxis(made @ seconds, -1, 0)
+        return of_stages
+
+    def _times(self, costs: Costs) -> Floats:
+        """Of a unit of each kind: computing and waiting forward and backward, and the weight half; shape (kinds, 5)."""
+        key = id(costs)
+        if key not in self._known:
+            rows = [(costs[kind].times, costs[kind].weight_half_s) for kind in self.kinds]
+            figures = [
+                (t.forward_s, t.forward_comm_s, t.backward_s, t.backward_comm_s, half) for t, half in rows
+            ]
+            self._known[key] = np.array(figures), costs  # these too, so that their id stays their own
+        return self._known[key][0]
+
+    def _state_s(self, splits: Splits, costs: Costs) -> Floats:
+        """As ``SplitPrices.seconds``. A parameter that several units hold counts for none of them here."""
+        key = splits, id(costs)
+        if key not in self._known:
+            kinds = [costs[kind] for kind in self.kinds]
+            units = [self._without_shared(kind, costs[kind]) for kind in self.kinds]
+            self._known[key] = self._prices.seconds(splits, units, kinds), costs
+        return self._known[key][0]
+
+    def _sums(
         self,
         degrees: Degrees,
-        ranges: Sequence[tuple[int, int]],
-        loads: Sequence[StageLoad],
-        held: Floats,
-    ) -> float:
-        """Seconds of a micro-batch that a rank spends at least on making again what does not fit at its fullest
-        moment: the cheapest bytes first, of any units in any shares."""
-        if self.recompute == "offload":
-            return 0.0
-        kept = np.array([load.kept_bytes for load in loads] + [load.half_bytes for load in loads])
-        moment = held[int((held @ kept).argmax())]
-        base = rank_memory(loads, 0.0, degrees, self.job, self.cluster.device).total
-        over = (base - limit_bytes(self.cluster.device)) / (1 + ALLOCATOR_SLACK) + float(moment @ kept)
-        pieces = []
-        for (start, _), load, times in zip(ranges, loads, moment, strict=False):
-            for place, unit in enumerate(load.units):
-                if self.eligible[start + place] and self.recompute != NONE:
-                    points = unit.least_again
-                    over -= times * (unit.saved_bytes - points[0][0])
-                    freed = [(times * (k1 - k2), s2 - s1) for (k1, s1), (k2, s2) in pairwise(points)]
-                    pieces += [(seconds / nbytes, nbytes) for nbytes, seconds in freed if nbytes]
-        total = 0.0
-        for byte_s, freed in sorted(pieces):
-            if over <= 0:
-                break
-            total += byte_s * min(freed, over)
-            over -= freed
-        return total if over <= 0 else math.inf
-
-    def close_bound_s(
-        self, degrees: Degrees, costs: Mapping[str, UnitCost], sent_bytes: Sequence[float] = ()
-    ) -> float:
-        """A bound that knows memory; infinite if nothing fits."""
-        fitting = self.fitting(degrees, costs, sent_bytes)
-        if not fitting:
-            return math.inf
-        send_s = self._least_send_s(degrees, sent_bytes)
-        ways = [
-            {unit: stage.way(unit) for stage in stages for unit in (*stage.recompute, *stage.policies)}
-            for stages in fitting
-        ]
-        return min(self.bound_s(degrees, costs, again, send_s) for again in ways)
-
-    def _each(self, degrees: Degrees, costs: Mapping[str, UnitCost]) -> Floats:
-        """For each unit of the chain, the figures of ``_row``; shape (units, 10).
-
-        A parameter that several units hold counts for none of them here.
-        """
-        key = id(costs), degrees.tp, degrees.fsdp, degrees.dp, degrees.zero, degrees.ep
-        if key not in self._rows:
-            units = [self._without_shared(kind, costs[kind]) for kind in self.kinds]
-            traffic = [state_traffic(unit, degrees, self.job.precision, self.cluster) for unit in units]
-            whole = sum(costs[unit.kind].stepped(degrees) for unit in self.chain.units)
-            own = [unit.stepped(degrees) for unit in units]
-            sizes = (*own, whole)
-            element_s = least_optimizer_s(sizes, degrees, self.job, self.cluster)
-            steps_s = (element_s * size for size in own)
-            rows = [_row(*each) for each in zip(units, traffic, steps_s, strict=True)]
-            self._rows[key] = costs, np.array(rows)[self.kind_of]  # costs too, so that its id stays its own
-        return self._rows[key][1]
-
-    def _least_sums(
-        self, degrees: Degrees, costs: Mapping[str, UnitCost], again: Mapping[int, str], send_s: float
+        splits: Splits,
+        costs: Costs,
+        send_s: float = 0.0,
+        remade: Floats | tuple[float, float] = (0.0, 0.0),
     ) -> StageSums:
-        """Sums of stages."""
-        each = self._each(degrees, costs)
-        starts = [start for start, _ in self.ranges(degrees)]
-        forward, forward_comm, backward, backward_comm, half, way, back, head, tail, step = np.add.reduceat(
-            each, starts, axis=0
-        ).T
-        if len(again):
-            rerun = np.zeros((len(each), 2))
-            for unit, name in again.items():
-                keep = costs[self.chain.units[unit].kind].keep(name)
-                rerun[unit] = keep.again_s, keep.again_comm_s
-            once_more, once_more_comm = np.add.reduceat(rerun, starts, axis=0).T
-        else:
-            once_more = once_more_comm = np.zeros(len(starts))
-        beside = backward + once_more
+        """Sums of stages.
+
+        Args:
+            send_s: the least that any stage takes to send to another rank.
+            remade: seconds that are surely spent on making things again (``_remade``).
+        """
+        of_kind, hidden = self.cut(degrees).of_kind, 1 - self.cluster.overlap
+        forward, forward_comm, backward, backward_comm, half = (of_kind @ self._times(costs)).T
+        way, back, head, tail, step = np.moveaxis(of_kind @ self._state_s(splits, costs), -1, 0)
 
         def exposed(comm: Floats, compute: Floats) -> Floats:
-            return np.maximum((1 - self.cluster.overlap) * comm, comm - compute)
+            return np.maximum(hidden * comm, comm - compute)
 
-        hidden = 1 - self.cluster.overlap
-        full = beside + backward_comm + once_more_comm + exposed(back, beside)
-        first = beside - half + backward_comm + once_more_comm + hidden * back
+        beside = backward + remade[0]
+        waited = beside + backward_comm + remade[1]
+        full = waited + exposed(back, beside)
         return StageSums(
             forward=forward + forward_comm + exposed(way, forward),
             backward=full,
-            first=first if SCHEDULE_NEEDS[degrees.schedule].halves else full,
-            send=np.where(np.diff(_homes(degrees.schedule, degrees.pp, degrees.vpp)) != 0, send_s, 0.0),
-            head=_by_rank(exposed(head, forward), degrees),
-            tail=_by_rank(exposed(back + tail, beside) - exposed(back, beside) + step, degrees),
-            least_head=_by_rank(hidden * head, degrees),
-            least_tail=_by_rank(hidden * tail + step, degrees),
+            first=waited - half + hidden * back if SCHEDULE_NEEDS[degrees.schedule].halves else full,
+            send=_sends(degrees.schedule, degrees.pp, degrees.vpp) * send_s,
+            head=by_rank(degrees, exposed(head, forward)),
+            tail=by_rank(degrees, exposed(back + tail, beside) - exposed(back, beside) + step),
+            least_head=by_rank(degrees, hidden * head),
+            least_tail=by_rank(degrees, hidden * tail + step),
+            again=np.zeros((len(full), degrees.pp)),
         )
 
     def _without_shared(self, kind: str, cost: UnitCost) -> UnitCost:
@@ -326,20 +287,7 @@ def _values_held_twice(graph: ModelGraph) -> dict[str, frozenset[str]]:
     return {kind: frozenset(values) for kind, values in found.items()}
 
 
-def _row(unit: UnitCost, sent: StateTraffic, step_s: float) -> tuple[float, ...]:
-    times = unit.times
-    return (
-        times.forward_s, times.forward_comm_s, times.backward_s, times.backward_comm_s, unit.weight_half_s,
-        sent.forward_s, sent.backward_s, sent.head_s, sent.tail_fsdp_s + sent.tail_dp_s, step_s,
-    )  # fmt: skip
-
-
-def _by_rank(of_stages: Floats, degrees: Degrees) -> Floats:
-    homes = _homes(degrees.schedule, degrees.pp, degrees.vpp)
-    return np.bincount(homes, weights=of_stages, minlength=degrees.pp).astype(float)
-
-
 @lru_cache(maxsize=1024)
-def _homes(schedule: Schedule, pp: int, vpp: int) -> NDArray[np.intp]:
-    """The rank of each stage."""
-    return np.array(ranks_of_stages(schedule, pp, vpp), dtype=np.intp)
+def _sends(schedule: Schedule, pp: int, vpp: int) -> Floats:
+    """1 for each stage whose next is on another rank, 0 for others; shape (stages - 1,)."""
+    return np.array([float(a != b) for a, b in pairwise(ranks_of_stages(schedule, pp, vpp))])

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Hashable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -13,11 +13,8 @@ import msgspec
 
 from autoplan.cost.degrees import Degrees
 from autoplan.cost.keep import FULL, NONE
-from autoplan.cost.memory import ALLOCATOR_SLACK, StateRates, fixed_reserve_bytes, limit_bytes, state_bytes
-from autoplan.cost.state_traffic import state_traffic
+from autoplan.cost.memory import StateRates, limit_bytes
 from autoplan.cost.step import Assignment, simulated, stage_prices, step_estimate
-from autoplan.cost.tied import kinds_once
-from autoplan.cost.times import NO_TIME
 from autoplan.cost.unit import StrategiesOf, UnitCost
 from autoplan.errors import InputError, PlanError
 from autoplan.plan import Schedule
@@ -30,13 +27,15 @@ from autoplan.search.pins import Pins
 from autoplan.search.pipeline_bound import pipeline_bound_s
 from autoplan.search.places import best_place, least_of_each, place_on
 from autoplan.search.plan_of import plan_of
-from autoplan.search.remembered import remembered
+from autoplan.search.remembered import as_key, remembered
 from autoplan.search.result import Candidate
 from autoplan.search.run import least_optimizer_s
 from autoplan.search.scheduled import Scheduled
 from autoplan.search.sequence_choice import SEQUENCE, cuts_sequence, sequence_choices
+from autoplan.search.splits import Splits
 from autoplan.search.stages import Staging, StagingQuestion, best_of_allowed, solve_staging
 from autoplan.search.staging_bound import staging_bound_s
+from autoplan.search.whole_chain import WholeChain
 
 if TYPE_CHECKING:
     from autoplan.graph.ir import ModelGraph
@@ -73,7 +72,6 @@ class Space:
         asked = on, msgspec.json.encode(job), pins.recompute, rules.recompute, rules.without, rules.boundary
         self.answers: dict[Hashable, Any] = graphs.kept.setdefault(("answers", asked), {})
         self._joined_s: dict[tuple[int, int, int, int], float] = graphs.kept.setdefault(("joined", on), {})
-        self._sums: dict[tuple[int, int, int, int, bool], _Total] = {}
         self._least: dict[tuple[int, int, int, int], tuple[Mapping[str, UnitCost], ...]] = {}
         self._best: dict[tuple[int, int, int, int, bool], Mapping[str, UnitCost]] = {}
         self._work: dict[tuple[int, int, int, int, bool, int | None], tuple[float, float, float]] = {}
@@ -96,6 +94,7 @@ class Space:
             )
             for only in self._types
         ]
+        self._whole = WholeChain(self.chain, job, self._types, self._optimists, self.pins.recompute)
         self._scheduled = Scheduled(  # asked on clusters of one type alone (``Pins.on``)
             self.chain, job, self._types[0], self.pins.recompute, self.pins.rules.without
         )
@@ -137,6 +136,14 @@ class Space:
     def changed(self, cluster: AnyCluster, pins: Pins) -> Space:
         """The space of the same model and job on another cluster or under other pins."""
         return Space(self._graphs, self.job, cluster, pins, *self._known_ways)
+
+    @cached_property
+    def _splits(self) -> dict[tuple[int, ...], Splits]:
+        found: dict[tuple[int, ...], dict[tuple[int, int, int], Degrees]] = {}
+        for degrees in self.candidates:
+            shape = degrees.pp, *_layouts_key(degrees)
+            found.setdefault(shape, {}).setdefault((degrees.dp, degrees.fsdp, degrees.zero), degrees)
+        return {shape: Splits(tuple(members.values())) for shape, members in found.items()}
 
     @cached_property
     def meshes(self) -> dict[Degrees, list[Degrees]]:
@@ -246,7 +253,7 @@ class Space:
     def mesh_bound_s(self, degrees: Degrees) -> float:
         """What the mean rank computes and waits for on its tp, cp and ep axes, whatever the schedule, and however data
         ranks share state and batch."""
-        total_s = max(self._sum(degrees).chain.times.total_s, self._joined_s.get(_layouts_key(degrees), 0.0))
+        total_s = max(self._whole.total_s(degrees), self._joined_s.get(_layouts_key(degrees), 0.0))
         return degrees.num_micro_batches * total_s / degrees.pp
 
     def joined_bound_s(self, degrees: Degrees) -> float:
@@ -262,33 +269,49 @@ class Space:
             return self.mesh_bound_s(degrees)
         return pipeline_bound_s(self._joined_s[key], 0.0, 0.0, degrees.pp, degrees.num_micro_batches)
 
-    @remembered
     def first_bound_s(self, degrees: Degrees, any_schedule: bool = False) -> float:
         """A bound that costs microseconds; infinite if the state and what must be kept do not fit.
 
         ``any_schedule``: whatever the schedule and the stages a rank.
         """
-        total = self._sum(degrees)
-        if self._least_bytes(degrees, total) > self.limit_bytes:
+        passes: tuple[float, float, float] | None = self._of_splits(self._passes_s, degrees, whatever=True)
+        if passes is None:
             return math.inf
-        sent = [state_traffic(total.chain, degrees, self.job.precision, only) for only in self._types]
-        exposed, times = 1 - max(only.overlap for only in self._types), total.chain.times
-        stepped = total.chain.stepped(degrees)
-        largest = max(unit.stepped(degrees) for unit in total.units)
-        element_s = min(
-            least_optimizer_s((largest, stepped), degrees, self.job, only) for only in self._types
-        )
-        passes = (
-            times.forward_s + exposed * min(traffic.forward_s for traffic in sent),
-            times.backward_s + exposed * min(traffic.backward_s for traffic in sent),
-            element_s * stepped + exposed * min(traffic.tail_fsdp_s + traffic.tail_dp_s for traffic in sent),
-        )
-        if any_schedule or not _searched(degrees):
-            own_s = (degrees.num_micro_batches * (passes[0] + passes[1]) + passes[2]) / degrees.pp
-            if any_schedule:
-                return own_s
-            return max(own_s, self._scheduled.bound_s(degrees, self._best_costs(degrees)))
-        return pipeline_bound_s(*passes, degrees.pp, degrees.num_micro_batches)
+        if not any_schedule and _searched(degrees):
+            return pipeline_bound_s(*passes, degrees.pp, degrees.num_micro_batches)
+        forward_s, backward_s, tail_s = passes
+        own_s = (degrees.num_micro_batches * (forward_s + backward_s) + tail_s) / degrees.pp
+        return own_s if any_schedule else max(own_s, self._of_splits(self._scheduled_s, degrees))
+
+    def _passes_s(self, degrees: Degrees, splits: Splits) -> list[tuple[float, float, float] | None]:
+        """``WholeChain.passes_s`` of each split, if it fits."""
+        limit = self.limit_bytes
+        return [
+            None if self._whole.least_bytes(split) > limit else self._whole.passes_s(split)
+            for split in splits.members
+        ]
+
+    def _scheduled_s(self, degrees: Degrees, splits: Splits) -> list[float]:
+        return self._scheduled.bounds_s(degrees, splits, self._best_costs(degrees)).tolist()
+
+    def _of_splits(
+        self,
+        asked: Callable[..., Sequence[Any]],
+        degrees: Degrees,
+        *rest: LayoutChoice,
+        whatever: bool = False,
+    ) -> Any:
+        """What ``asked`` says of ``degrees``; asked once about all candidates that share data in another way.
+
+        ``whatever``: whatever the schedule.
+        """
+        shape = degrees.pp, *_layouts_key(degrees)
+        splits = self._splits[shape]
+        order = () if whatever else (degrees.schedule, degrees.vpp)
+        key = asked.__name__, shape, order, splits.names, self.known_of(degrees), as_key(rest)
+        if key not in self.answers:
+            self.answers[key] = asked(degrees, splits, *rest)
+        return self.answers[key][splits.places[degrees.dp, degrees.fsdp, degrees.zero]]
 
     def least_busy_s(
         self, degrees: Degrees, choice: LayoutChoice | None = None, passes_alone: bool = False
@@ -316,7 +339,10 @@ class Space:
 
     def work_bound_s(self, degrees: Degrees) -> float:
         """A bound for any schedule that uses the layouts where they are known already."""
-        return self._scheduled.work_s(degrees, self._best_costs(degrees))
+        return self._of_splits(self._work_s, degrees)
+
+    def _work_s(self, degrees: Degrees, splits: Splits) -> list[float]:
+        return self._scheduled.work_s(degrees, splits, self._best_costs(degrees)).tolist()
 
     def _least_costs(self, degrees: Degrees) -> tuple[Mapping[str, UnitCost], ...]:
         """On each type of device, the least of each cost of units over the choices of layouts, once they are solved;
@@ -344,7 +370,7 @@ class Space:
     def optimistic_bound_s(self, degrees: Degrees) -> float:
         """A bound that knows memory, recomputation and stages, but searches no layouts."""
         if not _searched(degrees):
-            return self._scheduled.first_rank_bound_s(degrees, self._best_costs(degrees))
+            return self._of_splits(self._any_layout_s, degrees)
         return staging_bound_s(self._question(degrees, self._least_costs(degrees), ()))
 
     @remembered
@@ -352,10 +378,19 @@ class Space:
         """The same, with the layouts that it would run with. Not ``closely``: of ranks, only the first one's memory."""
         if _searched(degrees):
             return staging_bound_s(self._question(degrees, choice.costs_on, choice.sent_bytes))
-        asked = degrees, choice.costs, choice.sent_bytes
-        return (
-            self._scheduled.close_bound_s(*asked) if closely else self._scheduled.first_rank_bound_s(*asked)
-        )
+        return self._of_splits(self._all_ranks_s if closely else self._first_rank_s, degrees, choice)
+
+    def _any_layout_s(self, degrees: Degrees, splits: Splits) -> list[float]:
+        return self._scheduled.first_rank_bounds_s(degrees, splits, self._best_costs(degrees)).tolist()
+
+    def _first_rank_s(
+        self, degrees: Degrees, splits: Splits, choice: LayoutChoice, ranks: int = 1
+    ) -> list[float]:
+        asked = degrees, splits, choice.costs, choice.sent_bytes, ranks
+        return self._scheduled.close_bounds_s(*asked).tolist()
+
+    def _all_ranks_s(self, degrees: Degrees, splits: Splits, choice: LayoutChoice) -> list[float]:
+        return self._first_rank_s(degrees, splits, choice, degrees.pp)
 
     def has_closer_bound(self, degrees: Degrees) -> bool:
         """True if ``choice_bound_s`` has a bound to give that takes longer."""
@@ -380,7 +415,9 @@ class Space:
     def _evenly(self, degrees: Degrees, choice: LayoutChoice) -> Staging | None:
         """The even stages with the least made again that fits, in the best way; None if nothing fits."""
         best: Staging | None = None
-        for stages in self._scheduled.fitting(degrees, choice.costs, choice.sent_bytes):
+        for bound_s, stages in self._scheduled.fitting(degrees, choice.costs, choice.sent_bytes):
+            if best is not None and bound_s >= best.bound_s:
+                break
             if self._recomputed(stages) not in self.pins.rules.recompute:
                 continue
             asked = (choice.costs_on, choice.sent_bytes, stages, degrees, self.job, self.cluster)
@@ -412,7 +449,7 @@ class Space:
 
     def least_bytes(self, degrees: Degrees) -> float:
         """Bytes that the mean rank needs at least."""
-        return self._least_bytes(degrees, self._sum(degrees))
+        return self._whole.least_bytes(degrees)
 
     def _question(
         self, degrees: Degrees, costs_on: Sequence[Mapping[str, UnitCost]], sent_bytes: Sequence[float]
@@ -440,42 +477,6 @@ class Space:
             places=tuple(places[kind] for kind in types) if len(places) > 1 else (),
         )
 
-    def _least_bytes(self, degrees: Degrees, total: _Total) -> float:
-        rates = StateRates.of(degrees, self.job)
-        late = total.chain.stepped(degrees) * rates.late_gradient
-        early = total.chain.parameters * rates.copy if late else 0.0
-        needed = state_bytes(total.chain, degrees, rates) + max(total.chain.saved_bytes + early, late)
-        needed /= degrees.pp
-        return needed * (1 + ALLOCATOR_SLACK) + fixed_reserve_bytes(self._types[0].device)
-
-    def _sum(self, degrees: Degrees) -> _Total:
-        """The whole chain as one optimistic unit that saves no more than it must."""
-        key = *_layouts_key(degrees), degrees.pp == 1
-        if key not in self._sums:
-            asked = degrees.micro_batch, degrees.tp, degrees.cp, degrees.ep
-            costs = least_of_each([optimist.costs(*asked) for optimist in self._optimists])
-            costs = kinds_once(self.chain, costs) if degrees.pp == 1 else costs
-            units = [(unit.kind, costs[unit.kind]) for unit in self.chain.units]
-            chain = UnitCost(
-                times=sum((cost.times for _, cost in units), NO_TIME),
-                saved_bytes=sum(self._kept_bytes(kind, cost) for kind, cost in units),
-                input_bytes=0.0,
-                workspace_bytes=0.0,
-                parameters=sum(cost.parameters for _, cost in units),
-                trainable=sum(cost.trainable for _, cost in units),
-                sizes={},
-                experts=sum(cost.experts for _, cost in units),
-                trainable_experts=sum(cost.trainable_experts for _, cost in units),
-            )
-            self._sums[key] = _Total(chain, tuple(costs.values()))
-        return self._sums[key]
-
-    def _kept_bytes(self, kind: str, cost: UnitCost) -> float:
-        if self.pins.recompute == "offload":
-            return 0.0
-        may = self.pins.recompute != NONE and self.chain.kinds[kind].path
-        return cost.least_again[-1][0] if may else cost.saved_bytes
-
 
 def _digest(cluster: AnyCluster) -> str:
     return hashlib.sha256(msgspec.json.encode(cluster)).hexdigest()
@@ -489,11 +490,3 @@ def _layouts_key(degrees: Degrees) -> tuple[int, int, int, int]:
 def _searched(degrees: Degrees) -> bool:
     """True for 1F1B, whose stages are searched one by one; for others they are cut evenly."""
     return degrees.schedule is Schedule.ONE_F_ONE_B
-
-
-@dataclass(frozen=True, slots=True)
-class _Total:
-    """The chain as one unit, and its units, one of each kind."""
-
-    chain: UnitCost
-    units: tuple[UnitCost, ...]

@@ -85,68 +85,74 @@ def _fixed(run: Run) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class _Equal:
-    """The stages of a chain of equal units."""
+    """The stages of a chain of equal units, by stage for n = 0, 1, … units of them: the least z at which the stage holds
+    n, and the same but for the units before."""
 
-    question: StagingQuestion
-    chain: _Chain
-    stages: Sequence[_Stage]
+    unit_s: float
+    count: int
+    free: Any
+    after_units: list[list[float]]
 
     @classmethod
     def of(cls, q: StagingQuestion, chain: _Chain) -> _Equal:
-        return cls(q, chain, [_Stage.of(q, chain, s) for s in range(q.stages)])
+        units, n = chain.units, np.arange(chain.units.count + 1, dtype=float)
+        figures = np.tile(n * _figures(units)[:, None, None], (1, q.stages, 1))
+        for stage, run in ((0, chain.before), (-1, chain.after)):
+            if run is not None:
+                figures[:, stage] += _figures(run)[:, None]
+        again = _again_s(q, chain, n)
+        free, both = _least_z(q, figures, again, range(q.stages), q.overlap, _trips_s(q))
+        unit_s, before_s = _least_s(q, units), _least_s(q, chain.before)
+        way = np.array([[2 * s * q.send_s + (before_s if s else 0.0)] for s in range(q.stages)])
+        never = np.isnan(again)
+        free = np.where(never, np.inf, np.maximum(free, both + way))
+        work = np.where(never, np.inf, both + way - unit_s * n)
+        return cls(unit_s, units.count, free, work.tolist())
 
     def holds(self, z: float) -> bool:
         """False if no staging takes ``z`` seconds or less."""
-        left, unit_s = self.chain.units.count, _least_s(self.question, self.chain.units)
-        for s in range(self.question.stages - 1, -1, -1):
-            stage = self.stages[s]
-            cap = bisect_right(stage.free, z) if z < np.inf else int(np.isfinite(stage.free).sum())
+        fits = self.free <= z if z < np.inf else np.isfinite(self.free)
+        caps, left = fits.sum(axis=1).tolist(), self.count
+        for s in range(len(caps) - 1, -1, -1):
+            cap = caps[s]
             if s and z < np.inf:
-                cap = min(cap, bisect_right(stage.after_units, z - unit_s * left))
+                cap = min(cap, bisect_right(self.after_units[s], z - self.unit_s * left))
             if cap == 0:
                 return False
             left -= min(cap - 1, left)
         return left == 0
 
 
-@dataclass(frozen=True, slots=True)
-class _Stage:
-    """For n = 0, 1, …: the least z at which the stage holds n units, and the same but for the units before."""
-
-    free: list[float]
-    after_units: list[float]
-
-    @classmethod
-    def of(cls, q: StagingQuestion, chain: _Chain, s: int) -> _Stage:
-        before = chain.before if s == 0 else None
-        after = chain.after if s == q.stages - 1 else None
-        n = np.arange(chain.units.count + 1)
-        again = _again_s(q, chain.units, before, after, n, s)
-        figures = n[:, None] * _figures(chain.units) + sum(_figures(run) for run in (before, after) if run)
-        way = 2 * s * q.send_s + (_least_s(q, chain.before) if s and chain.before else 0.0)
-        free, both = _least_z(q, figures.T, again, s, _trips_s(q))
-        free = np.maximum(free, both + way)
-        work = both + way - _least_s(q, chain.units) * n
-        never = np.isnan(again)
-        return cls(list(np.where(never, np.inf, free)), list(np.where(never, np.inf, work)))
-
-
-def _again_s(q: StagingQuestion, unit: Run, before: Run | None, after: Run | None, n: Any, s: int) -> Any:
-    """Seconds that n units spend at least on making again what memory does not hold; NaN where it never fits."""
-    cost, held, forced = unit.cost, in_flight(s, q.stages, q.micro_batches), _forced(q, unit)
-    cost = _at_work(cost, forced)
-    ends = [None if run is None else run.cost for run in (before, after)]
-    largest = np.array([_largest(q, ends[0], [cost] * few, ends[1]) for few in range(3)])[np.minimum(n, 2)]
-    fixed = [run for run in (before, after) if run is not None]
-    room = _room(q, s, largest) - sum(run.state_bytes + held * run.cost.saved_bytes for run in fixed)
-    each = np.maximum(n, 1)
-    left = (room - n * unit.state_bytes) / (held * each)  # for what a unit keeps
+def _again_s(q: StagingQuestion, chain: _Chain, n: Any) -> Any:
+    """Seconds that n equal units spend at least on making again what memory does not hold; NaN where it never fits; shape
+    (stages, units)."""
+    unit, last, forced = chain.units, q.stages - 1, _forced(q, chain.units)
+    cost = _at_work(unit.cost, forced)
+    largest: dict[tuple[bool, bool], Any] = {}  # by n; stages between the first and the last are alike
+    rooms = []
+    for s in range(q.stages):
+        place = s == 0, s == last
+        ends = [run if here else None for run, here in zip((chain.before, chain.after), place, strict=True)]
+        if place not in largest:
+            before, after = (None if run is None else run.cost for run in ends)
+            few = np.array([_largest(q, before, [cost] * many, after) for many in range(3)])
+            largest[place] = few[np.minimum(n, 2).astype(int)]
+        held, fixed = in_flight(s, q.stages, q.micro_batches), [run for run in ends if run is not None]
+        taken = sum(run.state_bytes + held * run.cost.saved_bytes for run in fixed)
+        rooms.append(_room(q, s, largest[place]) - taken)
+    room, held = np.array(rooms), _in_flight(q, range(q.stages))[:, None]
+    left = (room - n * unit.state_bytes) / (held * np.maximum(n, 1.0))  # for what a unit keeps
+    none = (n == 0) & (room >= 0)
     if forced is not None:
-        return np.where((forced.kept_bytes <= left) | ((n == 0) & (room >= 0)), n * forced.rerun_s, np.nan)
+        return np.where((forced.kept_bytes <= left) | none, n * forced.rerun_s, np.nan)
     points = cost.least_again if q.recompute != "offload" else ((0.0, 0.0),)
     kept, seconds = np.array(points[::-1]).T
-    again = n * np.interp(left, kept, seconds)
-    return np.where((left >= kept[0]) | ((n == 0) & (room >= 0)), again, np.nan)
+    return np.where((left >= kept[0]) | none, n * np.interp(left, kept, seconds), np.nan)
+
+
+def _in_flight(q: StagingQuestion, stages: Sequence[int]) -> Any:
+    """Micro-batches that each of ``stages`` holds at once."""
+    return np.array([in_flight(s, q.stages, q.micro_batches) for s in stages], dtype=float)
 
 
 def _at_work(cost: UnitCost, forced: Keep | None) -> UnitCost:
@@ -188,16 +194,17 @@ def _figures(run: Run) -> Any:
     )
 
 
-def _least_z(q: StagingQuestion, figures: Any, again: Any, s: int, trips: float) -> tuple[Any, Any]:
-    """The least z at which stage s can have units whose ``_figures`` add up so (the first dim; arrays of any one shape
-    beyond) and that make again for ``again`` seconds, the way to it left out; and m (F + B). ``trips``: seconds of a round trip through all stages.
+def _least_z(
+    q: StagingQuestion, figures: Any, again: Any, stages: Sequence[int], overlap: float, trips: float
+) -> tuple[Any, Any]:
+    """The least z at which each of ``stages`` can have units whose ``_figures`` add up so and that make again for
+    ``again`` seconds, the way to it left out; and m (F + B). ``trips``: seconds of a round trip through all stages.
 
+    The first dim of figures is which one, the next, and the first of ``again``, the stage; others are of any one shape.
     All of ``again`` counts as computing, which hides the most.
     """
     forward, comm_f, backward, comm_b, way, back, before, tail, optimizer = figures
     window = backward + again
-
-    overlap = q.at(s).overlap
 
     def exposed(comm: Any, beside: Any) -> Any:
         return np.maximum((1 - overlap) * comm, comm - beside)
@@ -205,12 +212,16 @@ def _least_z(q: StagingQuestion, figures: Any, again: Any, s: int, trips: float)
     each_f = forward + comm_f + exposed(way, forward)
     each_b = window + comm_b + exposed(back, window)
     last = window + comm_b + optimizer + exposed(back + tail, window)
-    m, w = q.micro_batches, in_flight(s, q.stages, q.micro_batches)
-    own = m * each_f + (m - 1) * each_b + last + (exposed(before, forward) if s == 0 else 0.0)
+    m, p = q.micro_batches, q.stages
+    w = _in_flight(q, stages).reshape(-1, *(1,) * (again.ndim - 1))
+    own = m * each_f + (m - 1) * each_b + last
+    if stages[0] == 0:
+        own[0] += exposed(before[0], forward[0])
     free = np.maximum(own, trips + (m - 1) * each_b + (m - w) * each_f)
-    if s == 0 and m > q.stages > 1:
-        for b in (1, (m - 1) // q.stages):
-            free = np.maximum(free, (b + 1) * trips + (m - 1 - b * q.stages) * (each_f + each_b))
+    if stages[0] == 0 and m > p > 1:
+        for b in (1, (m - 1) // p):
+            work = (m - 1 - b * p) * (each_f[0] + each_b[0])
+            free[0] = np.maximum(free[0], (b + 1) * trips + work)
     return free, m * (each_f + each_b)
 
 
@@ -266,7 +277,8 @@ class _Unequal:
                 on[kind] = _between(np.array([_figures(run) for run in units]).T), _Memory.of(q, units)
             figures, memory = on[kind]
             again = memory.again_s(q, s)
-            free, both = _least_z(q, figures, np.maximum(again, 0.0), s, trips)
+            asked = figures[:, None], np.maximum(again, 0.0)[None], (s,), q.at(s).overlap, trips
+            (free,), (both,) = _least_z(q, *asked)
             free = np.maximum(free, both + before + 2 * sends[s])
             free[never | np.isnan(again)] = np.inf
             tables.append(free)

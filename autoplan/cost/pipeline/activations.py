@@ -22,7 +22,6 @@ from autoplan.plan.schedule import Schedule, ranks_of_stages
 __all__ = [
     "MemoryCurve",
     "memory_curves",
-    "moments_by_rank",
     "moments_of_rank",
     "peak_activation_bytes",
     "peak_in_flight",
@@ -117,16 +116,11 @@ def settled_micro_batches(schedule: str, pp: int, micro_batches: int) -> int:
     return min(first, 2) * sizes[0] + min(len(sizes) - first, 2) * sizes[-1]
 
 
-def moments_by_rank(schedule: str, pp: int, vpp: int, micro_batches: int) -> tuple[Floats, ...]:
-    """For each rank, what it keeps at the moments when it may keep the most.
+def moments_of_rank(schedule: str, pp: int, vpp: int, micro_batches: int, rank: int) -> Floats:
+    """What a rank keeps at the moments when it may keep the most.
 
     Shape (moments, 2 · chunks of the rank): forwards kept whole by chunk, then those kept for their weight half.
     """
-    return _held(schedule, pp, vpp, settled_micro_batches(schedule, pp, micro_batches))
-
-
-def moments_of_rank(schedule: str, pp: int, vpp: int, micro_batches: int, rank: int) -> Floats:
-    """The same of one rank, without a look at the others."""
     return _moments(schedule, pp, vpp, settled_micro_batches(schedule, pp, micro_batches), rank)
 
 
