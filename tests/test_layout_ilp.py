@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Hashable
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -13,7 +15,7 @@ from autoplan.cost.unit import unit_cost
 from autoplan.graph.layout import PARTIAL, REPLICATE, Layout, shard
 from autoplan.search import layout_elimination
 from autoplan.search.layout_choice import layout_choices
-from autoplan.search.layout_elimination import eliminate, nearly, price_s
+from autoplan.search.layout_elimination import eliminate, least_s, nearly, price_s
 from autoplan.search.layout_ilp import solve_layouts
 from autoplan.search.layout_problem import LayoutProblem, Node, Option, Port, layout_problem
 
@@ -63,8 +65,13 @@ def test_elimination_equals_the_program(problem: LayoutProblem, sizes: tuple[int
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(layout_elimination, "_JOINED", sizes[0])
         patch.setattr(layout_elimination, "_ENTRIES", (sizes[1],))
-        taken, near = eliminate(problem), nearly(problem)
+        patch.setattr(layout_elimination, "_SMALL", 30)
+        known: dict[Hashable, Any] = {}
+        taken, near = eliminate(problem), nearly(problem, known)
+        assert nearly(problem, known) == near
+        bound_s = least_s(problem, known)
     best_s = price_s(problem, solve_layouts(problem))
+    assert bound_s <= best_s * (1 + 1e-9) + 1e-12
     if near is not None:
         assert near[1] <= 1e-3
         assert price_s(problem, near[0]) * (1 - near[1]) <= best_s * (1 + 1e-9) + 1e-12

@@ -63,7 +63,7 @@ def test_no_plan_is_below_the_bounds() -> None:
         assert degrees.ep == 2
         optimistic = looked._optimists[0].costs(degrees.micro_batch, degrees.tp, degrees.cp, degrees.ep)
         first = max(
-            looked.first_bound_s(degrees), looked.joined_bound_s(degrees), looked.mesh_bound_s(degrees)
+            looked.first_bound_s(degrees), *looked.joined_bounds_s(degrees), looked.mesh_bound_s(degrees)
         )
         for choice in looked.choices(degrees):
             for kind, cost in choice.costs.items():

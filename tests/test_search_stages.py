@@ -148,7 +148,7 @@ def test_stagings_end_where_there_is_but_one(recompute: str) -> None:
 def test_bounds_only_grow_and_never_pass_the_price(case: tuple[Space, Degrees]) -> None:
     space, degrees = case
     rough, chain = space.first_bound_s(degrees), space.optimistic_bound_s(degrees)
-    joined = space.joined_bound_s(degrees)
+    joined = max(space.joined_bounds_s(degrees), default=0.0)
     mesh = space.mesh_bound_s(degrees)
     for choice in space.choices(degrees):
         layout = space.choice_bound_s(degrees, choice)

@@ -28,7 +28,7 @@ from autoplan.graph.layout import Layout, shard
 from autoplan.graph.mesh_calls import ExpertCall
 from autoplan.graph.routed_rows import RoutedRows, routed_rows
 
-__all__ = ["busiest_op", "cut_experts", "routes", "shares_experts"]
+__all__ = ["away", "busiest_op", "cut_experts", "routes", "shares_experts"]
 
 
 def routes(block: Block) -> bool:
@@ -66,6 +66,17 @@ def shares_experts(graph: ModelGraph, degree: int) -> bool:
         return bool(cut_experts(graph, degree))
     except PlanError:
         return False
+
+
+def away(block: Block, degrees: Sequence[int]) -> frozenset[str]:
+    """What of ``block`` is another once its experts are shared out among as many ranks as any of ``degrees``: the ops that
+    run away, and what makes their weights, parameters included. All else does the same, on values of the same
+    sizes."""
+    if not routes(block):
+        return frozenset()
+    found = [routed_rows(block, degree) for degree in degrees if degree > 1]
+    nodes = (node for rows in found for some in (rows.ends, rows.made, rows.parameters) for node in some)
+    return frozenset(node.name for node in nodes)
 
 
 def busiest_op(block: Block, op: Op, load: float, degree: int) -> Op:

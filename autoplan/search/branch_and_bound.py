@@ -232,8 +232,9 @@ class BranchAndBound:
             bound_s = max(entry.bound_s, space.optimistic_bound_s(degrees), space.mesh_bound_s(degrees))
             closer.append(self._entry(bound_s, _Level.CHAIN, degrees))
         elif entry.level is _Level.CHAIN:
-            if (bound_s := space.joined_bound_s(degrees)) > entry.bound_s:
-                return self._again(entry, bound_s)
+            for bound_s in space.joined_bounds_s(degrees):
+                if bound_s > entry.bound_s:
+                    return self._again(entry, bound_s)
             for index, choice in enumerate(space.choices(degrees)):
                 bound_s = max(entry.bound_s, space.choice_bound_s(degrees, choice, closely=False))
                 closer.append(self._entry(bound_s, _Level.LAYOUT, degrees, index))

@@ -30,12 +30,6 @@ class Tables:
     sizes: list[int]
     _tables: list[tuple[tuple[int, ...], Floats]] = field(default_factory=list)
 
-    def variable(self, costs: Sequence[float]) -> int:
-        """A new variable, with the cost of each of its values."""
-        self.sizes.append(len(costs))
-        self.add((len(self.sizes) - 1,), np.array(costs, dtype=float))
-        return len(self.sizes) - 1
-
     def add(self, names: tuple[int, ...], table: Floats) -> None:
         """Add a table with a dim for each of ``names``, which are distinct."""
         order = sorted(range(len(names)), key=names.__getitem__)
@@ -46,7 +40,7 @@ class Tables:
         return float(sum(table[tuple(taken[name] for name in names)] for names, table in self._tables))
 
     def order(self) -> tuple[list[int], int]:
-        """In which order to eliminate the variables, and how many entries all tables on the way have.
+        """In which order to eliminate the variables that tables name, and how many entries all tables on the way have.
 
         The better of two rules: the smallest table first, or the one that joins the least that was apart.
         """
@@ -54,16 +48,16 @@ class Tables:
         return min(found, key=lambda item: item[1])
 
     def _near(self) -> dict[int, set[int]]:
-        near: dict[int, set[int]] = {name: set() for name in range(len(self.sizes))}
+        near: dict[int, set[int]] = {}
         for names, _ in self._tables:
             for name in names:
-                near[name].update(names)
+                near.setdefault(name, set()).update(names)
         for name, others in near.items():
             others.discard(name)
         return near
 
     def minimise(self, order: Sequence[int]) -> list[int]:
-        """The value of each variable at the minimum; the tables stay as they are."""
+        """The value of each variable at the minimum, 0 where no table names it; the tables stay as they are."""
         tables = dict(enumerate(self._tables))
         of: dict[int, set[int]] = {name: set() for name in order}
         for index, (names, _) in tables.items():

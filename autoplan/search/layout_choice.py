@@ -10,7 +10,7 @@ the slowest level of the cluster.
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -19,22 +19,18 @@ from autoplan.cost.step import Assignment
 from autoplan.cost.storages import Storages
 from autoplan.cost.times import Times
 from autoplan.cost.unit import Policies, StrategiesOf, UnitCost, unit_cost
-from autoplan.graph.boundary import boundary_layout
-from autoplan.graph.layout import REPLICATE, Layout, shard
+from autoplan.graph.layout import REPLICATE, Layout
 from autoplan.search.keep_choice import policies
-from autoplan.search.layout_elimination import nearly, price_s
-from autoplan.search.layout_ilp import solve_layouts
-from autoplan.search.layout_problem import TIE_BREAK_S, LayoutsOf, layout_problem
+from autoplan.search.layout_problem import TIE_BREAK_S, LayoutsOf
 from autoplan.search.optimist import usable_pieces
+from autoplan.search.solved_layouts import Solved, boundaries, solved_layouts, tied_kinds, tied_together
 
 if TYPE_CHECKING:
     from autoplan.graph.ir import Block, ModelGraph
     from autoplan.hardware import Cluster
 
-__all__ = ["LayoutChoice", "layout_choices", "least_layouts_s"]
+__all__ = ["LayoutChoice", "layout_choices"]
 
-_Names = dict[str, dict[str, str]]
-_SEQUENCE = shard(1)
 _WHOLE = 1.05  # parameters are as good as cut when a rank holds at most this many times its share
 
 
@@ -129,16 +125,16 @@ def layout_choices(
     known = {} if known is None else known
     if degree == 1:
         return (_priced(graph, {}, REPLICATE, 1, cluster, strategies_of, known),)
-    tied = _tied_kinds(graph)
+    tied = tied_kinds(graph)
     gathered_s = _gathered_byte_s(cluster)
     choices = []
-    for boundary in _boundaries(graph, degree):
+    for boundary in boundaries(graph, degree):
 
-        def solved(blocks: Sequence[Block], parameter_byte_s: float, boundary: Layout = boundary) -> _Solved:
+        def solved(blocks: Sequence[Block], parameter_byte_s: float, boundary: Layout = boundary) -> Solved:
             asked = boundary, degree, cluster, strategies_of, layouts_of
-            return _solved(blocks, tied, *asked, parameter_byte_s, known)
+            return solved_layouts(blocks, tied, *asked, parameter_byte_s, known)
 
-        groups = _tied_together(graph, tied)
+        groups = tied_together(graph, tied)
         fastest = [solved(blocks, TIE_BREAK_S) for blocks in groups]
         leanest = [
             solved(blocks, gathered_s) if _leaves_whole(blocks, found.names, degree, strategies_of) else found
@@ -151,71 +147,9 @@ def layout_choices(
     return tuple(choices)
 
 
-def least_layouts_s(
-    graph: ModelGraph,
-    degree: int,
-    cluster: Cluster,
-    strategies_of: StrategiesOf,
-    layouts_of: LayoutsOf,
-    known: dict[Hashable, Any],
-) -> float:
-    """Seconds that both passes of all units compute and wait on ``degree`` ranks of tp at least, whatever their layouts;
-    ``known`` as for ``layout_choices``."""
-    tied, found = _tied_kinds(graph), []
-    for boundary in _boundaries(graph, degree):
-        total_s = 0.0
-        for blocks in _tied_together(graph, tied):
-            asked = boundary, degree, cluster, strategies_of, layouts_of
-            solved = _solved(blocks, tied, *asked, TIE_BREAK_S, known)
-            held = sum(_held_bytes(block) for block in blocks)
-            least_s = max(solved.price_s * (1 - solved.slack) - TIE_BREAK_S * held, 0.0)
-            total_s += min(graph.count(block.kind) for block in blocks) * least_s
-        found.append(total_s)
-    return min(found)
-
-
-def _held_bytes(block: Block) -> float:
-    """No rank keeps more of the block's values."""
-    return block.saved_bytes + sum(block.values[name].nbytes for name in block.parameters)
-
-
-@dataclass(frozen=True, slots=True)
-class _Solved:
-    """The fastest layouts of some blocks, their price, and by what share of it a faster one may be below."""
-
-    blocks: tuple[Block, ...]
-    names: _Names
-    price_s: float
-    slack: float
-
-
-def _solved(
-    blocks: Sequence[Block],
-    tied: Sequence[Sequence[tuple[str, str]]],
-    boundary: Layout,
-    degree: int,
-    cluster: Cluster,
-    strategies_of: StrategiesOf,
-    layouts_of: LayoutsOf,
-    parameter_byte_s: float,
-    known: dict[Hashable, Any],
-) -> _Solved:
-    key = "layouts", tuple(map(id, blocks)), boundary, degree, parameter_byte_s
-    if key not in known:
-        problem = layout_problem(
-            blocks, tied, boundary, degree, cluster, strategies_of, layouts_of, parameter_byte_s
-        )
-        names: _Names = {block.kind: {} for block in blocks}
-        # None where too many values are alive at once
-        chosen, slack = nearly(problem) or (solve_layouts(problem), 0.0)
-        for node, taken in zip(problem.nodes, chosen, strict=True):
-            names[node.block][node.name] = node.options[taken].name
-        # with the blocks, so that their ids stay theirs
-        known[key] = _Solved(tuple(blocks), names, price_s(problem, chosen), slack)
-    return known[key]
-
-
-def _leaves_whole(blocks: Sequence[Block], names: _Names, degree: int, strategies_of: StrategiesOf) -> bool:
+def _leaves_whole(
+    blocks: Sequence[Block], names: Mapping[str, Mapping[str, str]], degree: int, strategies_of: StrategiesOf
+) -> bool:
     """True if a rank holds notably more than its share of the parameters that ops can use in pieces."""
     held = total = 0
     for block in blocks:
@@ -226,37 +160,10 @@ def _leaves_whole(blocks: Sequence[Block], names: _Names, degree: int, strategie
     return held * degree > _WHOLE * total
 
 
-def _boundaries(graph: ModelGraph, degree: int) -> Iterator[Layout]:
-    yield REPLICATE
-    passed = [
-        block.values[name] for block in graph.kinds.values() for name in (*block.inputs, *block.outputs)
-    ]
-    if any(boundary_layout(value, _SEQUENCE, degree) == _SEQUENCE for value in passed):
-        yield _SEQUENCE
-
-
 def _gathered_byte_s(cluster: Cluster) -> float:
     """Seconds for one byte, two gathers and a scatter, over every rank of the cluster."""
     big = 1e9
     return 3 * cluster.collective_time_s("all_gather", big, cluster.world_size) / big
-
-
-def _tied_kinds(graph: ModelGraph) -> list[tuple[tuple[str, str], ...]]:
-    """Groups of (block kind, parameter) that are one tensor."""
-    kind_of = {unit.name: unit.kind for unit in graph.units}
-    return [tuple(dict.fromkeys((kind_of[unit], value) for unit, value in group)) for group in graph.tied]
-
-
-def _tied_together(graph: ModelGraph, tied: Sequence[Sequence[tuple[str, str]]]) -> list[list[Block]]:
-    """Blocks in groups that share no parameter: with their boundary fixed, nothing else joins them."""
-    group_of = {kind: index for index, kind in enumerate(graph.kinds)}
-    for members in tied:
-        joined = {group_of[kind] for kind, _ in members}
-        group_of = {kind: min(joined) if group in joined else group for kind, group in group_of.items()}
-    groups: dict[int, list[Block]] = {}
-    for kind, group in group_of.items():
-        groups.setdefault(group, []).append(graph.kinds[kind])
-    return list(groups.values())
 
 
 def _priced(

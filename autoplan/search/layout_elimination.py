@@ -14,9 +14,9 @@ its choice has a true price; shares move to the readers that asked, until the tw
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from itertools import combinations
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,13 +27,16 @@ from autoplan.search.elimination import NEVER, Tables
 if TYPE_CHECKING:
     from autoplan.search.layout_problem import LayoutProblem, Port
 
-__all__ = ["eliminate", "nearly", "price_s"]
+__all__ = ["eliminate", "least_s", "nearly", "price_s"]
 
 Floats = NDArray[np.float64]
 
 _ENTRIES = 1 << 22, 1 << 26
 """Entries of all tables of an elimination that are too many: at first, and where relaxed tables of that size do not
 settle it (a second, and some hundred megabytes for the largest)."""
+
+_SMALL = 1 << 20
+"""Entries that are few enough for a bound."""
 
 _JOINED = 1 << 12
 """Entries beyond which a value of several readers becomes a variable."""
@@ -53,32 +56,41 @@ def eliminate(problem: LayoutProblem) -> list[int] | None:
 
     None if that would take too large tables.
     """
-    found = _found(problem, _CLOSE)
+    found = _found(_Question(problem, {}), _CLOSE)
     return None if found is None else found[0]
 
 
-def nearly(problem: LayoutProblem) -> tuple[list[int], float] | None:
+def nearly(
+    problem: LayoutProblem, known: dict[Hashable, Any] | None = None
+) -> tuple[list[int], float] | None:
     """The same, or a solution that is nearly as cheap, and the share of its price by which a cheapest one may be
-    below it: never above ``_NEAR``."""
-    return _found(problem, _NEAR)
+    below it: never above ``_NEAR``.
+
+    ``known``: tables and orders of other problems, some of which this one may have too; more is added.
+    """
+    return _found(_Question(problem, {} if known is None else known), _NEAR)
 
 
-def _found(problem: LayoutProblem, near: float) -> tuple[list[int], float] | None:
-    question = _Question(problem)
-    ports = question.relaxable()
-    orders: list[tuple[list[int], int]] = []  # with so many of them relaxed
+def least_s(problem: LayoutProblem, known: dict[Hashable, Any] | None = None) -> float:
+    """Seconds that no solution is below, relaxed until tables are small: a per cent or less is missing.
+
+    ``known`` as for ``nearly``.
+    """
+    question = _Question(problem, {} if known is None else known)
+    for most in (_SMALL, *_ENTRIES):
+        if (found := question.within(most)) is not None:
+            relaxed, order = found
+            tables = question.tables(relaxed)
+            return tables.cost(tables.minimise(order))
+    return problem.alone_s
+
+
+def _found(question: _Question, near: float) -> tuple[list[int], float] | None:
     for most in _ENTRIES:
-        relaxed: dict[int, _Shares] = {}
-        for count in range(len(ports) + 1):
-            if count:
-                relaxed[ports[count - 1]] = _even(problem.ports[ports[count - 1]])
-            if count == len(orders):
-                orders.append(question.tables(relaxed).order())
-            order, entries = orders[count]
-            if entries <= most:
-                if (settled := _settled(question, relaxed, order, near)) is not None:
-                    return settled
-                break
+        if (found := question.within(most)) is None:
+            continue
+        if (settled := _settled(question, *found, near)) is not None:
+            return settled
     return None
 
 
@@ -153,21 +165,48 @@ def _move(problem: LayoutProblem, port: Port, shares: _Shares, taken: Sequence[i
 class _Question:
     """A problem with the tables of its values, each worked out once."""
 
-    def __init__(self, problem: LayoutProblem) -> None:
-        self.problem = problem
-        self._joins = [_join(problem, port) for port in problem.ports]
-
-    def relaxable(self) -> list[int]:
-        """Ports of several readers, those with the least to pay first."""
+    def __init__(self, problem: LayoutProblem, known: dict[Hashable, Any]) -> None:
+        self.problem, self._known = problem, known
+        self._joins = [_join(problem, port, known) for port in problem.ports]
+        self._sizes = [len(node.options) for node in problem.nodes]
+        read = tuple((port.maker, port.readers) for port in problem.ports)
+        self._shape = tuple(self._sizes), read, problem.equal
+        self._state: dict[int, int] = {}
+        for index, (states, _) in enumerate(self._joins):
+            if states:
+                self._state[index] = len(self._sizes)
+                self._sizes.append(len(states))
         several = [
-            i for i, port in enumerate(self.problem.ports) if len(_readers(port)) > 2 and port.leaves is None
+            i for i, port in enumerate(problem.ports) if len(_readers(port)) > 1 and port.leaves is None
         ]
-        return sorted(several, key=lambda i: (max(self.problem.ports[i].price_s.values()), i))
+        # those that can be relaxed; what they miss is in the order of what they cost
+        self._ports = sorted(several, key=lambda i: (max(problem.ports[i].price_s.values()), i))
+
+    def within(self, most: int) -> tuple[dict[int, _Shares], list[int]] | None:
+        """As few relaxed values as make up for tables of ``most`` entries, and an order of elimination; None if all of
+        them are too few."""
+        few, many = 0, len(self._ports)
+        if self._order(many)[1] > most:
+            return None
+        while few < many:
+            middle = (few + many) // 2
+            few, many = (few, middle) if self._order(middle)[1] <= most else (middle + 1, many)
+        return self._relaxed(many), self._order(many)[0]
+
+    def _relaxed(self, count: int) -> dict[int, _Shares]:
+        return {index: _even(self.problem.ports[index]) for index in self._ports[:count]}
+
+    def _order(self, count: int) -> tuple[list[int], int]:
+        """An order of elimination with so many values relaxed, and its entries; questions alike have the same."""
+        key = "order", self._shape, frozenset(self._ports[:count])
+        if key not in self._known:
+            self._known[key] = self.tables(self._relaxed(count)).order()
+        return self._known[key]
 
     def tables(self, relaxed: Mapping[int, _Shares]) -> Tables:
         """The question as tables; ports in ``relaxed`` charge each reader its share."""
         problem = self.problem
-        tables = Tables([len(node.options) for node in problem.nodes])
+        tables = Tables(self._sizes)
         for index, node in enumerate(problem.nodes):
             tables.add((index,), np.array([option.price_s for option in node.options]))
         for index, port in enumerate(problem.ports):
@@ -175,9 +214,11 @@ class _Question:
                 for reader in _readers(port):
                     _share(tables, problem, port, reader, relaxed[index])
                 continue
-            states, parts = self._joins[index]
-            state = (tables.variable(states),) if states else ()
-            for names, table in parts:
+            states, joins = self._joins[index]
+            state = (self._state[index],) if states else ()
+            if states:
+                tables.add(state, np.array(states))
+            for names, table in joins:
                 tables.add((*names, *state), table)
         for first, *others in problem.equal:
             gives = [option.gives for option in problem.nodes[first].options]
@@ -222,29 +263,51 @@ def _wants(problem: LayoutProblem, port: Port) -> dict[int, list[frozenset[Layou
 _Joined = tuple[list[float], list[tuple[tuple[int, ...], Floats]]]
 
 
-def _join(problem: LayoutProblem, port: Port) -> _Joined:
+def _join(problem: LayoutProblem, port: Port, known: dict[Hashable, Any]) -> _Joined:
     """The price of converting one value: tables over nodes, or the prices of a variable and tables that end in it."""
-    made, wants = _made(problem, port), _wants(problem, port)
-    leaves = frozenset(() if port.leaves is None else (port.leaves,))
     makers = () if isinstance(port.maker, Layout) else (port.maker,)
-    readers = tuple(wants)
-    entries = math.prod(len(problem.nodes[node].options) for node in (*makers, *readers))
-    if entries <= _JOINED or len(readers) < 2:
-        table = _priced(port, made, leaves, list(wants.values()))
-        return [], [((*makers, *readers), table if makers else table[0])]
-    states = _states(port, made, leaves, list(wants.values()))
-    parts: list[tuple[tuple[int, ...], Floats]] = []
-    if makers:
+    nodes = (*makers, *_readers(port))
+    options = [problem.nodes[node].options for node in nodes]
+    places = {node: place for place, node in enumerate(nodes[len(makers) :])}
+    read = tuple((places[node], position) for node, position in port.readers)
+    source = port.maker if isinstance(port.maker, Layout) else None
+    key = "join", source, tuple(map(id, options)), read, id(port.price_s), port.leaves
+    if key not in known:
+        wants = tuple(_wants(problem, port).values())
+        # the options and prices too, so that their ids stay theirs
+        known[key] = _tables(port, _made(problem, port), wants), options, port.price_s
+    states, tables = known[key][0]
+    if not states:
+        return [], [(nodes, tables[0])]
+    return states, [((node,), table) for node, table in zip(nodes, tables, strict=True)]
+
+
+def _tables(
+    port: Port, made: Sequence[Layout], wants: Sequence[Sequence[frozenset[Layout]]]
+) -> tuple[list[float], list[Floats]]:
+    """A table over the maker and all readers; or the prices of a variable, and a table with it for each of them."""
+    leaves = frozenset(() if port.leaves is None else (port.leaves,))
+    has_maker = not isinstance(port.maker, Layout)
+    entries = math.prod(map(len, wants)) * (len(made) if has_maker else 1)
+    if entries <= _JOINED or len(wants) < 2:
+        table = _priced(port, made, leaves, wants)
+        return [], [table if has_maker else table[0]]
+    states = _states(port, made, leaves, wants)
+    tables: list[Floats] = []
+    if has_maker:
         same = [[layout == source for source, _, _ in states] for layout in made]
-        parts.append((makers, np.where(same, 0.0, NEVER)))
-    for node, options in wants.items():
+        tables.append(np.where(same, 0.0, NEVER))
+    for options in wants:
         served = [[want <= held | {source} for source, held, _ in states] for want in options]
-        parts.append(((node,), np.where(served, 0.0, NEVER)))
-    return [price for _, _, price in states], parts
+        tables.append(np.where(served, 0.0, NEVER))
+    return [price for _, _, price in states], tables
 
 
 def _priced(
-    port: Port, made: Sequence[Layout], leaves: frozenset[Layout], wants: Sequence[list[frozenset[Layout]]]
+    port: Port,
+    made: Sequence[Layout],
+    leaves: frozenset[Layout],
+    wants: Sequence[Sequence[frozenset[Layout]]],
 ) -> Floats:
     """Shape (ways that it is made, options of each reader): the price of all conversions, each once.
 
@@ -264,7 +327,10 @@ def _priced(
 
 
 def _states(
-    port: Port, made: Sequence[Layout], leaves: frozenset[Layout], wants: Sequence[list[frozenset[Layout]]]
+    port: Port,
+    made: Sequence[Layout],
+    leaves: frozenset[Layout],
+    wants: Sequence[Sequence[frozenset[Layout]]],
 ) -> list[tuple[Layout, frozenset[Layout], float]]:
     """(made in, converted to, price) of a value: whatever set of layouts may be wanted together."""
     targets = sorted(leaves.union(*(want for options in wants for want in options)))

@@ -6,21 +6,21 @@ one layout. What remains of a value is who makes it, in which layouts, and who w
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
 
 from autoplan.cost.compute import op_times
 from autoplan.cost.convert import conversion_times, local_bytes
 from autoplan.cost.unit import StrategiesOf, saved_bytes
 from autoplan.graph.boundary import boundary_layout
-from autoplan.graph.ir import Block, Value
+from autoplan.graph.ir import Block, Op, Value
 from autoplan.graph.layout import REPLICATE, Layout
 
 if TYPE_CHECKING:
     from autoplan.hardware import Cluster
 
-__all__ = ["LayoutProblem", "LayoutsOf", "Node", "Option", "Port", "layout_problem"]
+__all__ = ["LayoutProblem", "LayoutsOf", "Node", "Option", "Port", "layout_problem", "problem_of"]
 
 TIE_BREAK_S = 1e-15
 """Seconds charged for a byte that a rank keeps, so that of equally fast layouts the smaller wins: a
@@ -80,6 +80,11 @@ class LayoutProblem:
     ports: tuple[Port, ...]
     equal: tuple[tuple[int, ...], ...] = ()
 
+    @property
+    def alone_s(self) -> float:
+        """Seconds that nodes cost if each takes its cheapest option and nothing is converted."""
+        return sum(min(option.price_s for option in node.options) for node in self.nodes)
+
 
 def layout_problem(
     blocks: Sequence[Block],
@@ -90,6 +95,7 @@ def layout_problem(
     strategies_of: StrategiesOf,
     layouts_of: LayoutsOf,
     parameter_byte_s: float = TIE_BREAK_S,
+    known: dict[Hashable, Any] | None = None,
     stride: int = 1,
 ) -> LayoutProblem:
     """Set up the question for ``blocks`` together.
@@ -97,34 +103,29 @@ def layout_problem(
     Args:
         tied: groups of (block kind, parameter) that are one tensor.
         parameter_byte_s: seconds charged for a byte of parameters on a rank.
+        known: what was worked out for other questions on the same cluster, of the same ways and ``stride``; more is
+            added.
         stride: distance between neighbours of the axis in rank numbering.
     """
     nodes: list[Node] = []
     ports: list[Port] = []
     where: dict[tuple[str, str], int] = {}
-    convert = _Converter(degree, cluster, stride)
+    known = {} if known is None else known
+    convert = _Converter(degree, cluster, stride, known.setdefault(("converted", degree), {}))
     for block in blocks:
-        first = len(nodes)
-        for op in block.ops:
-            options = [
-                Option(
-                    name=s.name,
-                    price_s=op_times(block, op, s, degree, cluster, stride).total_s
-                    + TIE_BREAK_S * saved_bytes(op, s, degree),
-                    gives=s.output,
-                    wants=s.inputs,
-                )
-                for s in strategies_of(block, op, degree)
+        first, ops = len(nodes), ("ops", id(block), degree)
+        if ops not in known:
+            # the block too, so that its id stays its own
+            made = [_node(block, op, degree, cluster, strategies_of, stride, known) for op in block.ops]
+            known[ops] = block, made
+        stored = "stored", id(block), degree, parameter_byte_s
+        if stored not in known:
+            known[stored] = [
+                _stored(block, name, degree, layouts_of, parameter_byte_s) for name in block.parameters
             ]
-            nodes.append(Node(block.kind, op.name, op.inputs, op.output, _cheapest(options)))
-        for name in block.parameters:
-            value = block.values[name]
-            options = [
-                Option(str(layout), parameter_byte_s * local_bytes(value, layout, degree), layout)
-                for layout in layouts_of(block, name, degree)
-            ]
-            where[block.kind, name] = len(nodes)
-            nodes.append(Node(block.kind, name, (), name, tuple(options)))
+        nodes += known[ops][1]
+        where |= {(block.kind, name): index for index, name in enumerate(block.parameters, len(nodes))}
+        nodes += known[stored]
         ports += _ports(block, nodes, first, boundary, convert)
     equal = tuple(
         group for members in tied if len(group := tuple(where[m] for m in members if m in where)) > 1
@@ -132,16 +133,76 @@ def layout_problem(
     return LayoutProblem(tuple(nodes), tuple(ports), equal)
 
 
+def _node(
+    block: Block,
+    op: Op,
+    degree: int,
+    cluster: Cluster,
+    strategies_of: StrategiesOf,
+    stride: int,
+    known: dict[Hashable, Any],
+) -> Node:
+    options = _cheapest(
+        [
+            Option(
+                name=s.name,
+                price_s=op_times(block, op, s, degree, cluster, stride).total_s
+                + TIE_BREAK_S * saved_bytes(op, s, degree),
+                gives=s.output,
+                wants=s.inputs,
+            )
+            for s in strategies_of(block, op, degree)
+        ]
+    )
+    # of equal ones the same, by which tables of values find each other
+    return Node(block.kind, op.name, op.inputs, op.output, known.setdefault(("options", options), options))
+
+
+def _stored(block: Block, name: str, degree: int, layouts_of: LayoutsOf, byte_s: float) -> Node:
+    value = block.values[name]
+    options = [
+        Option(str(layout), byte_s * local_bytes(value, layout, degree), layout)
+        for layout in layouts_of(block, name, degree)
+    ]
+    return Node(block.kind, name, (), name, tuple(options))
+
+
+def problem_of(problem: LayoutProblem, kept: Collection[int]) -> LayoutProblem:
+    """What ``problem`` asks of the nodes ``kept`` alone, each of which it has once: no solution of the whole spends less
+    on them and on values that pass between them."""
+    number = {node: index for index, node in enumerate(sorted(kept))}
+    ports = []
+    for port in problem.ports:
+        readers = tuple((number[node], position) for node, position in port.readers if node in number)
+        maker = port.maker if isinstance(port.maker, Layout) else number.get(port.maker)
+        if maker is not None and (readers or port.leaves is not None):
+            ports.append(replace(port, maker=maker, readers=readers))
+    equal = (tuple(number[node] for node in group if node in number) for group in problem.equal)
+    return LayoutProblem(
+        tuple(problem.nodes[node] for node in number), tuple(ports), tuple(g for g in equal if len(g) > 1)
+    )
+
+
 class _Converter:
     """Prices of conversions; values of one shape and dtype, of which a block has many, share theirs."""
 
-    def __init__(self, degree: int, cluster: Cluster, stride: int) -> None:
-        self.degree, self._cluster, self._stride = degree, cluster, stride
-        self._known: dict[tuple[tuple[int, ...], int, bool, Layout, Layout], float] = {}
+    def __init__(self, degree: int, cluster: Cluster, stride: int, known: dict[Hashable, Any]) -> None:
+        self.degree, self._cluster, self._stride, self._known = degree, cluster, stride, known
 
-    def price_s(self, value: Value, src: Layout, dst: Layout) -> float:
-        """Seconds of both passes."""
-        key = value.shape, value.itemsize, value.requires_grad, src, dst
+    def prices_s(
+        self, value: Value, sources: Collection[Layout], targets: Collection[Layout]
+    ) -> Mapping[tuple[Layout, Layout], float]:
+        """Seconds of both passes, by (from, to); of equal questions the same."""
+        size = value.shape, value.itemsize, value.requires_grad
+        key = size, tuple(dict.fromkeys(sources)), tuple(dict.fromkeys(targets))
+        if key not in self._known:
+            self._known[key] = {
+                (src, dst): self._price_s(value, size, src, dst) for src in key[1] for dst in key[2]
+            }
+        return self._known[key]
+
+    def _price_s(self, value: Value, size: Hashable, src: Layout, dst: Layout) -> float:
+        key = size, src, dst
         if key not in self._known:
             times = conversion_times(value, src, dst, self.degree, self._cluster, self._stride)
             self._known[key] = times.total_s
@@ -190,13 +251,7 @@ def _conversion_prices(
     leaves: Layout | None,
     nodes: Sequence[Node],
     convert: _Converter,
-) -> dict[tuple[Layout, Layout], float]:
+) -> Mapping[tuple[Layout, Layout], float]:
     sources = [maker] if isinstance(maker, Layout) else [option.gives for option in nodes[maker].options]
     targets = [option.wants[position] for node, position in readers for option in nodes[node].options]
-    if leaves is not None:
-        targets.append(leaves)
-    return {
-        (src, dst): convert.price_s(value, src, dst)
-        for src in dict.fromkeys(sources)
-        for dst in dict.fromkeys(targets)
-    }
+    return convert.prices_s(value, sources, targets if leaves is None else [*targets, leaves])

@@ -68,7 +68,7 @@ def sequence_choices(
         names: _Names = {}
         for block in graph.kinds.values():
             problem = layout_problem(
-                [block], (), SEQUENCE, degree, cluster, allowed, stored, TIE_BREAK_S, stride
+                [block], (), SEQUENCE, degree, cluster, allowed, stored, TIE_BREAK_S, stride=stride
             )
             ops = {op.name for op in block.ops}
             names[block.kind] = {

@@ -20,7 +20,8 @@ from autoplan.errors import InputError, PlanError
 from autoplan.plan import Schedule
 from autoplan.search.candidates import candidates, other_shapes, variants
 from autoplan.search.graphs import Graphs
-from autoplan.search.layout_choice import LayoutChoice, layout_choices, least_layouts_s
+from autoplan.search.layout_bound import LayoutBound
+from autoplan.search.layout_choice import LayoutChoice, layout_choices
 from autoplan.search.layout_problem import LayoutsOf
 from autoplan.search.optimist import Optimist
 from autoplan.search.pins import Pins
@@ -71,7 +72,6 @@ class Space:
         rules = pins.rules
         asked = on, msgspec.json.encode(job), pins.recompute, rules.recompute, rules.without, rules.boundary
         self.answers: dict[Hashable, Any] = graphs.kept.setdefault(("answers", asked), {})
-        self._joined_s: dict[tuple[int, int, int, int], float] = graphs.kept.setdefault(("joined", on), {})
         self._least: dict[tuple[int, int, int, int], tuple[Mapping[str, UnitCost], ...]] = {}
         self._best: dict[tuple[int, int, int, int, bool], Mapping[str, UnitCost]] = {}
         self._work: dict[tuple[int, int, int, int, bool, int | None], tuple[float, float, float]] = {}
@@ -162,18 +162,14 @@ class Space:
 
     def variants(self, degrees: Degrees) -> list[Degrees]:
         """What else than the candidate ``degrees`` itself it stands for: other schedules and stages a rank."""
-        return variants(degrees, self._units, self.pins) if self.stands_for(degrees) else []
+        return variants(degrees, len(self.chain.units), self.pins) if self.stands_for(degrees) else []
 
     def stands_for(self, degrees: Degrees) -> int:
         """How many variants there are of ``degrees``."""
         pinned = self.pins.schedule is not None or self.pins.vpp is not None
         if pinned or not _searched(degrees) or degrees.cp > 1 or len(self.pins.rules.recompute) < 3:
             return 0
-        return len(other_shapes(degrees.pp, degrees.num_micro_batches, self._units, None, None))
-
-    @property
-    def _units(self) -> int:
-        return len(self.chain.units)
+        return len(other_shapes(degrees.pp, degrees.num_micro_batches, len(self.chain.units), None, None))
 
     @property
     def count(self) -> int:
@@ -253,21 +249,25 @@ class Space:
     def mesh_bound_s(self, degrees: Degrees) -> float:
         """What the mean rank computes and waits for on its tp, cp and ep axes, whatever the schedule, and however data
         ranks share state and batch."""
-        total_s = max(self._whole.total_s(degrees), self._joined_s.get(_layouts_key(degrees), 0.0))
+        total_s = self._whole.total_s(degrees)
+        if degrees.cp == 1 == len(self._types):
+            total_s = self._together.total_s((degrees.micro_batch, degrees.tp, degrees.ep), total_s)
         return degrees.num_micro_batches * total_s / degrees.pp
 
-    def joined_bound_s(self, degrees: Degrees) -> float:
-        """A bound that knows what changes of layout take at least, which ``mesh_bound_s`` knows from then on."""
-        graph, key = self._graphs.at_hand(degrees.micro_batch), _layouts_key(degrees)
-        if degrees.tp == 1 or degrees.cp > 1 or len(self._types) > 1 or graph is None or self.knows(degrees):
-            return 0.0
-        if key not in self._joined_s:
-            graph = self._graphs.sharing_experts(graph, degrees.ep)
-            on, ways = self._scheduled.cluster, (self._strategies_of, self._layouts_of)
-            self._joined_s[key] = least_layouts_s(graph, degrees.tp, on, *ways, self._solved_before(on))
-        if not _searched(degrees):
-            return self.mesh_bound_s(degrees)
-        return pipeline_bound_s(self._joined_s[key], 0.0, 0.0, degrees.pp, degrees.num_micro_batches)
+    def joined_bounds_s(self, degrees: Degrees) -> Iterator[float]:
+        """Bounds that know what changes of layout take at least, which ``mesh_bound_s`` knows from then on."""
+        if degrees.tp == 1 or degrees.cp > 1 or len(self._types) > 1 or self.knows(degrees):
+            return
+        for _ in self._together.learn(key := (degrees.micro_batch, degrees.tp, degrees.ep)):
+            whole_s = self._together.whole_s(key) if _searched(degrees) else 0.0
+            filled_s = pipeline_bound_s(whole_s, 0.0, 0.0, degrees.pp, degrees.num_micro_batches)
+            yield max(self.mesh_bound_s(degrees), filled_s)
+
+    @cached_property
+    def _together(self) -> LayoutBound:
+        shares = sorted({degrees.ep for degrees in self.candidates})
+        on, ways = self._types[0], (self._strategies_of, self._layouts_of)
+        return LayoutBound(self._graphs, self.chain, shares, on, ways, self._solved_before(on))
 
     def first_bound_s(self, degrees: Degrees, any_schedule: bool = False) -> float:
         """A bound that costs microseconds; infinite if the state and what must be kept do not fit.
