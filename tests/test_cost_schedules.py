@@ -78,7 +78,7 @@ def test_equal_stages_take_and_keep_what_papers_say(schedule: Schedule, vpp: int
     stages = [dataclasses.replace(one, times=times, send_s=0.0)] * (4 * vpp)
     bubble = bubble_s(schedule, 4, vpp, 16, times.forward_s, times.backward_s, times.weight_s)
     passes = 16 * vpp * (times.forward_s + times.backward_s)
-    step_s = simulated(stages, degrees).step_s
+    step_s = simulated(stages, degrees, CLUSTER).step_s
     if bubble is not None:
         assert step_s == pytest.approx(passes + bubble)
     assert passes < step_s < 1.3 * passes

@@ -49,7 +49,7 @@ def predicted_parts(
     """Take the price of ``plan`` apart; arguments and errors as for ``price``."""
     stages = plan_stages(graph, plan, job, cluster, strategies_of=strategies_of)
     degrees = Degrees.of(plan)
-    step_s = simulated(stages, degrees).step_s
+    step_s = simulated(stages, degrees, cluster).step_s
     units: dict[tuple[str, str], _BoundSeconds] = {}
     for bound in BOUNDS:
         only = cast("Cluster", _OneBound(cluster, bound))

@@ -28,7 +28,7 @@ def plan_trace(
     """
     stages = plan_stages(graph, plan, job, cluster, strategies_of=strategies_of)
     degrees = Degrees.of(plan)
-    run = simulated(stages, degrees)
+    run = simulated(stages, degrees, cluster)
     inside: dict[tuple[int, Pass], StreamRun] = {}
     for index, (stage, names) in enumerate(zip(stages, (s.units for s in plan.stages), strict=True)):
         inside[index, Pass.FORWARD] = run_streams(list(_forward(stage, names)))

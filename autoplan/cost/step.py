@@ -18,7 +18,7 @@ from autoplan.cost.estimate import Estimate, MemoryEstimate, StageEstimate
 from autoplan.cost.flops import model_flops
 from autoplan.cost.keep import FULL, NONE, Keep
 from autoplan.cost.memory import StageLoad, activation_bytes, limit_bytes, rank_memory
-from autoplan.cost.pipeline import Simulation, StageSeconds, compiled, simulate
+from autoplan.cost.pipeline import Simulation, StageSeconds, compiled, relieved, simulate
 from autoplan.cost.stage import StageTimes, stage_times
 from autoplan.cost.tied import stage_units, tied_s
 from autoplan.cost.unit import UnitCost
@@ -78,7 +78,7 @@ def step_estimate(
 ) -> Estimate:
     """Price ``stages`` of ``graph``; arguments as for ``stage_prices``."""
     priced = stage_prices(graph, costs, sent_bytes, stages, degrees, job, cluster)
-    step_s, parts = _step_parts(priced, degrees)
+    step_s, parts = _step_parts(priced, degrees, cluster)
     estimates = tuple(
         StageEstimate(
             forward_s=p.times.forward_s,
@@ -153,8 +153,22 @@ def stage_prices(
     ]
 
 
-def simulated(stages: Sequence[StagePrice], degrees: Degrees, free_sends: bool = False) -> Simulation:
+def simulated(
+    stages: Sequence[StagePrice], degrees: Degrees, cluster: AnyCluster, free_sends: bool = False
+) -> Simulation:
     """The step of ``stages`` under the schedule of ``degrees``."""
+    run = _simulated(stages, degrees, free_sends)
+    if not _shares_cores(degrees, cluster):
+        return run
+    return relieved(run, lambda busy: cluster.relief(busy * cluster.world_size / degrees.pp))
+
+
+def _shares_cores(degrees: Degrees, cluster: AnyCluster) -> bool:
+    """True if a stage is faster while others wait."""
+    return bool(cluster.relief(cluster.world_size / degrees.pp) < 1)
+
+
+def _simulated(stages: Sequence[StagePrice], degrees: Degrees, free_sends: bool) -> Simulation:
     times, ranks = [stage.times for stage in stages], degrees.stage_ranks
     head, tail = np.zeros(degrees.pp), np.zeros(degrees.pp)
     for one, rank in zip(times, ranks, strict=True):
@@ -173,18 +187,21 @@ def simulated(stages: Sequence[StagePrice], degrees: Degrees, free_sends: bool =
     )
 
 
-def _step_parts(stages: Sequence[StagePrice], degrees: Degrees) -> tuple[float, dict[str, float]]:
+def _step_parts(
+    stages: Sequence[StagePrice], degrees: Degrees, cluster: AnyCluster
+) -> tuple[float, dict[str, float]]:
     """The makespan, and its seconds by cause on the rank that works most."""
     m, ranks = degrees.num_micro_batches, degrees.stage_ranks
-    step_s = simulated(stages, degrees).step_s
-    unsent_s = simulated(stages, degrees, free_sends=True).step_s if len(stages) > 1 else step_s
+    run = simulated(stages, degrees, cluster)
+    step_s = run.step_s
+    unsent_s = simulated(stages, degrees, cluster, free_sends=True).step_s if len(stages) > 1 else step_s
     of_rank = [
         [stage.times for stage, home in zip(stages, ranks, strict=True) if home == rank]
         for rank in range(degrees.pp)
     ]
-    busiest = max(
-        of_rank, key=lambda held: sum(s.head_s + m * (s.forward_s + s.backward_s) + s.tail_s for s in held)
-    )
+    work_s = [sum(s.head_s + m * (s.forward_s + s.backward_s) + s.tail_s for s in held) for held in of_rank]
+    rank = max(range(degrees.pp), key=work_s.__getitem__)
+    busiest = of_rank[rank]
     parts = {
         "compute": m * sum(s.times.forward_s + s.times.backward_s for s in busiest),
         "recompute": m * sum(s.recompute_s for s in busiest),
@@ -201,6 +218,9 @@ def _step_parts(stages: Sequence[StagePrice], degrees: Degrees) -> tuple[float, 
         parts["host_copies"] = m * copied_s
     if degrees.cp > 1 or degrees.ep > 1:
         parts["cp_comm" if degrees.cp > 1 else "ep_comm"] = m * sum(s.times.cp_comm_s for s in busiest)
+    if _shares_cores(degrees, cluster):
+        share = float(run.busy_s[rank]) / work_s[rank]
+        parts |= {name: seconds * share for name, seconds in parts.items() if name != "pp_comm"}
     idle_s = step_s - sum(parts.values())
     parts["bubble"] = idle_s if idle_s > 1e-9 * step_s else 0.0
     return step_s, parts

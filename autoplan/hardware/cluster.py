@@ -15,7 +15,7 @@ from msgspec import Meta
 from autoplan.errors import ProfileError
 from autoplan.hardware import collectives
 from autoplan.hardware.device import Device
-from autoplan.hardware.interpolate import as_given
+from autoplan.hardware.interpolate import as_given, greater
 from autoplan.hardware.level import COLLECTIVES, Level
 from autoplan.hardware.overlap import Slowdown, slowdown_of
 from autoplan.hardware.source import Count, Fraction, Source
@@ -164,6 +164,14 @@ class Cluster(
         """US dollars for all devices, if the profile knows the price of one."""
         price = self.device.price_per_hour
         return None if price is None else price * self.world_size
+
+    def relief(self, busy: Any) -> Any:
+        """Of the seconds that work takes while all devices work, the share that it takes while ``busy`` (a number or
+        an array) of them do: below 1 where the ranks of a machine share its cores (``Device.at_once``)."""
+        at_once, ranks = self.device.at_once, self.world_size
+        if not at_once or at_once >= ranks or self.nodes > 1:
+            return busy * 0.0 + 1.0
+        return greater(busy, at_once) / ranks
 
     def slowdown_of(self, communication: str = "any", compute: str = "any", level: str = "") -> Slowdown:
         """The factors by which that communication (a collective, ``to_host`` or ``from_host``) over that

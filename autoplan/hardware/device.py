@@ -61,6 +61,8 @@ class Device(
         attention_efficiency: the same for fused attention.
         compute_units: multiprocessors of a GPU; 0 on a CPU.
         threads: threads that a rank computed with when a CPU was measured.
+        at_once: of a CPU's ranks, so many run at once, where they are more than its cores; 0 where each has its own.
+            Figures are of all of them at work, and the fewer there are at work, the faster these run.
         tdp_w, idle_w: power at full load (the maker's limit) and at rest, if known.
         price_per_hour: US dollars for one device with its share of the node, if known.
         host: the link to the host's memory, if known.
@@ -87,6 +89,7 @@ class Device(
     price_per_hour: Money | None = None
     compute_units: Annotated[int, Meta(ge=0, le=2**20)] = 0
     threads: Annotated[int, Meta(ge=0, le=2**20)] = 0
+    at_once: Annotated[int, Meta(ge=0, le=2**20)] = 0
     spread: Spreads = {}
     noisy: tuple[str, ...] = ()
     host: HostLink | None = None

@@ -67,7 +67,7 @@ def figures_of(cluster: Cluster) -> list[Figure]:
         "launch_s",
         "eager_op_s",
     ]
-    names += ["compute_units", "threads", "tdp_w", "idle_w", "price_per_hour"]
+    names += ["compute_units", "threads", "at_once", "tdp_w", "idle_w", "price_per_hour"]
     for name in names:
         found += _figure("device", device, name)
     for table in ("peak_flops", "gemm_efficiency"):
@@ -110,7 +110,7 @@ def _level(level: Level) -> Iterator[Figure]:
 
 def _figure(place: str, holder: Any, name: str, source: str | None = None) -> Iterator[Figure]:
     value = getattr(holder, name)
-    if value is None or (name in ("threads", "compute_units") and not value):
+    if value is None or (name in ("threads", "at_once", "compute_units") and not value):
         return
     unit = next(
         (unit for ending, unit in _UNITS.items() if name == ending or name.endswith(f"_{ending}")), ""

@@ -13,7 +13,7 @@ from autoplan.hardware.cluster import Cluster, Failure
 from autoplan.hardware.device import Device
 from autoplan.hardware.dtypes import Dtype
 from autoplan.hardware.gemm import attention_flops
-from autoplan.hardware.machine import device_memory_bytes, device_name
+from autoplan.hardware.machine import cores, device_memory_bytes, device_name
 from autoplan.hardware.measure_figure import Figure, rounded
 from autoplan.hardware.measure_host import host_link
 from autoplan.hardware.measure_levels import hidden_share, measured_levels, measured_slowdowns
@@ -177,6 +177,7 @@ def _device(found: Findings) -> Device:
         noisy=("launch_s",) if launch and launch.noisy else (),
         compute_units=torch.cuda.get_device_properties(found.device).multi_processor_count if cuda else 0,
         threads=0 if cuda else torch.get_num_threads(),
+        at_once=0 if cuda else _at_once(found.topology.node_size),
         host=host_link(found.points, found.results, found.topology.node_size, RUN, MACHINE) if cuda else None,
         gemm=tuple(GemmTable(dtype=d, source=RUN, points=tuple(p)) for d, p in gemm.items()),
         batched_gemm=tuple(
@@ -188,6 +189,12 @@ def _device(found: Findings) -> Device:
             for (dtype, causal), points in attention.items()
         ),
     )
+
+
+def _at_once(ranks: int) -> int:
+    """Of the ranks of a node, as many as its cores can run; 0 for all."""
+    room = max(1, cores() // torch.get_num_threads())
+    return room if room < ranks else 0
 
 
 def _gemm(found: Findings, *, batched: bool) -> dict[Dtype, list[Any]]:

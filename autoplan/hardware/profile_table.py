@@ -53,6 +53,8 @@ def _device_table(cluster: Cluster, datasheet: Device | None) -> Table:
     row("  of it usable", units.bytes_binary(device.usable_bytes), "", kind("usable_bytes"))
     if device.threads:
         row("threads of a rank", str(device.threads), "", SourceKind.MEASURED)
+    if device.at_once:
+        row("ranks that run at once", str(device.at_once), "", SourceKind.MEASURED)
     for level in cluster.levels:
         rate = units.bytes_rate(level.bandwidth_bytes_per_s * level.nics)
         source = cluster.sources[level.source["bandwidth_bytes_per_s"]].kind

@@ -35,6 +35,7 @@ from autoplan.cost.degrees import Degrees
 from autoplan.cost.step import Assignment
 from autoplan.search.goal import Goal, Objective
 from autoplan.search.result import Candidate
+from autoplan.search.shared_cores import shares_cores
 from autoplan.search.space import Space
 
 if TYPE_CHECKING:
@@ -270,7 +271,8 @@ class BranchAndBound:
         left = self._entry(bound_s, entry.level, entry.degrees, entry.choice)
         candidate = self.space.candidate(entry.degrees, choice, staging.stages)
         fits, step_s = candidate.estimate.fits, candidate.estimate.step_time_s
-        if (fits and step_s <= bound_s * (1 + _CLOSE)) or len(entry.priced) + 1 >= _STAGINGS:
+        most = 1 if shares_cores(self.space.cluster, entry.degrees) else _STAGINGS
+        if (fits and step_s <= bound_s * (1 + _CLOSE)) or len(entry.priced) + 1 >= most:
             self._least_solved_s = min(self._least_solved_s, bound_s)
             self._least_solved = min(self._least_solved, left.least)
         elif left.least < math.inf:

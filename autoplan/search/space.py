@@ -34,6 +34,7 @@ from autoplan.search.run import least_optimizer_s
 from autoplan.search.scheduled import Scheduled
 from autoplan.search.sequence_choice import SEQUENCE, cuts_sequence, sequence_choices
 from autoplan.search.splits import Splits
+from autoplan.search.shared_cores import relieved_s, shares_cores
 from autoplan.search.stages import Staging, StagingQuestion, best_of_allowed, solve_staging
 from autoplan.search.staging_bound import staging_bound_s
 from autoplan.search.whole_chain import WholeChain
@@ -261,7 +262,9 @@ class Space:
         for _ in self._together.learn(key := (degrees.micro_batch, degrees.tp, degrees.ep)):
             whole_s = self._together.whole_s(key) if _searched(degrees) else 0.0
             filled_s = pipeline_bound_s(whole_s, 0.0, 0.0, degrees.pp, degrees.num_micro_batches)
-            yield max(self.mesh_bound_s(degrees), filled_s)
+            yield relieved_s(
+                self.cluster, degrees, max(mean_s := self.mesh_bound_s(degrees), filled_s), mean_s
+            )
 
     @cached_property
     def _together(self) -> LayoutBound:
@@ -277,11 +280,15 @@ class Space:
         passes: tuple[float, float, float] | None = self._of_splits(self._passes_s, degrees, whatever=True)
         if passes is None:
             return math.inf
-        if not any_schedule and _searched(degrees):
-            return pipeline_bound_s(*passes, degrees.pp, degrees.num_micro_batches)
         forward_s, backward_s, tail_s = passes
         own_s = (degrees.num_micro_batches * (forward_s + backward_s) + tail_s) / degrees.pp
-        return own_s if any_schedule else max(own_s, self._of_splits(self._scheduled_s, degrees))
+        if any_schedule:
+            return own_s
+        if _searched(degrees):
+            bound_s = pipeline_bound_s(*passes, degrees.pp, degrees.num_micro_batches)
+        else:
+            bound_s = max(own_s, self._of_splits(self._scheduled_s, degrees))
+        return relieved_s(self.cluster, degrees, bound_s, own_s)
 
     def _passes_s(self, degrees: Degrees, splits: Splits) -> list[tuple[float, float, float] | None]:
         """``WholeChain.passes_s`` of each split, if it fits."""
@@ -369,16 +376,25 @@ class Space:
     @remembered
     def optimistic_bound_s(self, degrees: Degrees) -> float:
         """A bound that knows memory, recomputation and stages, but searches no layouts."""
-        if not _searched(degrees):
-            return self._of_splits(self._any_layout_s, degrees)
-        return staging_bound_s(self._question(degrees, self._least_costs(degrees), ()))
+        if _searched(degrees):
+            bound_s = staging_bound_s(self._question(degrees, self._least_costs(degrees), ()))
+        else:
+            bound_s = self._of_splits(self._any_layout_s, degrees)
+        return relieved_s(self.cluster, degrees, bound_s)
 
     @remembered
     def choice_bound_s(self, degrees: Degrees, choice: LayoutChoice, closely: bool = True) -> float:
         """The same, with the layouts that it would run with. Not ``closely``: of ranks, only the first one's memory."""
         if _searched(degrees):
-            return staging_bound_s(self._question(degrees, choice.costs_on, choice.sent_bytes))
-        return self._of_splits(self._all_ranks_s if closely else self._first_rank_s, degrees, choice)
+            bound_s = staging_bound_s(self._question(degrees, choice.costs_on, choice.sent_bytes))
+        else:
+            bound_s = self._of_splits(self._all_ranks_s if closely else self._first_rank_s, degrees, choice)
+        return self._on_cores_s(degrees, choice, bound_s)
+
+    def _on_cores_s(self, degrees: Degrees, choice: LayoutChoice, bound_s: float) -> float:
+        if not shares_cores(self.cluster, degrees):
+            return bound_s
+        return relieved_s(self.cluster, degrees, bound_s, self._scheduled.work_s(degrees, choice.costs))
 
     def _any_layout_s(self, degrees: Degrees, splits: Splits) -> list[float]:
         return self._scheduled.first_rank_bounds_s(degrees, splits, self._best_costs(degrees)).tolist()
@@ -409,20 +425,22 @@ class Space:
         question = self._question(degrees, choice.costs_on, choice.sent_bytes)
         question = replace(question, excluded=excluded)
         if self.pins.recompute is not None or len(self.pins.rules.recompute) == 3:
-            return solve_staging(question)
-        return best_of_allowed(question, self.pins.rules.recompute)
+            best = solve_staging(question)
+        else:
+            best = best_of_allowed(question, self.pins.rules.recompute)
+        return best and replace(best, bound_s=self._on_cores_s(degrees, choice, best.bound_s))
 
     def _evenly(self, degrees: Degrees, choice: LayoutChoice) -> Staging | None:
         """The even stages with the least made again that fits, in the best way; None if nothing fits."""
         best: Staging | None = None
         for bound_s, stages in self._scheduled.fitting(degrees, choice.costs, choice.sent_bytes):
-            if best is not None and bound_s >= best.bound_s:
+            if best is not None and relieved_s(self.cluster, degrees, bound_s) >= best.bound_s:
                 break
             if self._recomputed(stages) not in self.pins.rules.recompute:
                 continue
             asked = (choice.costs_on, choice.sent_bytes, stages, degrees, self.job, self.cluster)
             prices = stage_prices(self._graphs.at(degrees.micro_batch), *asked)
-            step_s = simulated(prices, degrees).step_s
+            step_s = simulated(prices, degrees, self.cluster).step_s
             if best is None or step_s < best.bound_s:
                 best = Staging(tuple(stages), step_s)
         return best

@@ -6,7 +6,8 @@ message before it from the same rank to the same rank has arrived.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from itertools import pairwise
 
 from autoplan.verify.orders import Pass, order_of, rank_of_stage
 from autoplan.verify.stage import StageSums
@@ -36,8 +37,11 @@ class Pipeline:
             most = max(most, now)
         return most
 
-    def step_s(self, stages: Sequence[StageSums], sends_s: Sequence[float]) -> float:
-        """Seconds of the step; ``sends_s`` is what each stage but the last takes to send to the next."""
+    def step_s(
+        self, stages: Sequence[StageSums], sends_s: Sequence[float], share: Callable[[int], float]
+    ) -> float:
+        """Seconds of the step; ``sends_s`` is what each stage but the last takes to send to the next, ``share`` of its seconds
+        what work takes while so many ranks work."""
         free, tails = [0.0] * self.ranks, [0.0] * self.ranks
         for stage, rank in zip(stages, self.home, strict=True):
             free[rank] += stage.head_s
@@ -49,6 +53,7 @@ class Pipeline:
             "W": [stage.weight_s for stage in stages],
         }
         walk = _Walk(self, sends_s)
+        worked = [(0.0, head) for head in free]
         at, left = [0] * self.ranks, sum(map(len, self.orders))
         while left:
             before = left
@@ -59,13 +64,33 @@ class Pipeline:
                     input_s = walk.input_s(kind, stage, i)
                     if input_s is None:
                         break
-                    now = max(now, input_s) + takes[kind][stage]
+                    begun = max(now, input_s)
+                    now = begun + takes[kind][stage]
+                    worked.append((begun, now))
                     walk.ended(rank, done, now, held)
                     at[rank] += 1
                     left -= 1
                 free[rank] = now
             assert left < before, "ranks wait for each other"
-        return max(one + tail for one, tail in zip(free, tails, strict=True))
+        ends = [one + tail for one, tail in zip(free, tails, strict=True)]
+        if share(1) == 1:
+            return max(ends)
+        return _on_shared_cores([*worked, *zip(free, ends, strict=True)], max(ends), share)
+
+
+def _on_shared_cores(
+    worked: Sequence[tuple[float, float]], step_s: float, share: Callable[[int], float]
+) -> float:
+    """Seconds of a step of ``step_s`` once each moment counts by how many of the spans ``worked`` it lies in."""
+    changes: dict[float, int] = {0.0: 0, step_s: 0}
+    for start, end in worked:
+        changes[start] = changes.get(start, 0) + 1
+        changes[end] = changes.get(end, 0) - 1
+    total, at_work = 0.0, 0
+    for before, after in pairwise(sorted(changes)):
+        at_work += changes[before]
+        total += (after - before) * (share(at_work) if at_work else 1.0)
+    return total
 
 
 class _Walk:

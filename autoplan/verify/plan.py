@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING
 
 from autoplan.errors import PlanError
@@ -77,12 +78,22 @@ def verify_plan(
     limits = [device_limit(only) for only in on]
     _compare(verdict, [(ranks[home], limits[home]) for home in pipeline.home], claim)
     if claim is not None:
-        verdict.close("step", claim.step_s, pipeline.step_s(stages, sends), _ROUNDING)
+        step_s = pipeline.step_s(stages, sends, partial(_core_share, cluster, cluster.world_size // plan.pp))
+        verdict.close("step", claim.step_s, step_s, _ROUNDING)
         if claim.busy_s is not None:
             busy_s = sum(stage.busy_s for stage in stages) / plan.pp
             verdict.close("busy seconds", claim.busy_s, busy_s, _ROUNDING)
         verdict.checked.append("time")
     return verdict
+
+
+def _core_share(cluster: AnyCluster, of_stage: int, at_work: int) -> float:
+    """Of the seconds of work, those that it takes while ``at_work`` stages of a machine whose ranks share cores are at work."""
+    first = cluster.types[0]
+    together = first.device.at_once
+    if len(cluster.types) > 1 or first.nodes > 1 or together == 0:
+        return 1.0
+    return min(max(at_work * of_stage, together) / first.world_size, 1.0)
 
 
 def _devices(verdict: Verdict, plan: Plan, cluster: AnyCluster, claim: Claim | None) -> list[Cluster]:

@@ -18,6 +18,7 @@ from autoplan.cost.pipeline.events import Event, step_events
 from autoplan.cost.pipeline.order import Action, Order, Pass
 from autoplan.cost.pipeline.program import Program
 from autoplan.cost.pipeline.schedules import SCHEDULES, pipeline_order, schedule_rule
+from autoplan.cost.pipeline.shared_cores import relieved
 from autoplan.cost.pipeline.simulation import RankParts, Simulation, StageSeconds, simulate, step_times_s
 from autoplan.cost.pipeline.streams import (
     LayerSeconds,
@@ -48,6 +49,7 @@ __all__ = [
     "peak_activation_bytes",
     "peak_in_flight",
     "pipeline_order",
+    "relieved",
     "run_streams",
     "schedule_rule",
     "simulate",

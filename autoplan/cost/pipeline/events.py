@@ -67,15 +67,14 @@ def _once(run: Simulation) -> Iterator[Event]:
 def _passes(run: Simulation, inside: Inside) -> Iterator[Event]:
     program = run.program
     for rank, (actions, nodes) in enumerate(zip(program.order.ranks, program.passes, strict=True)):
-        for action, start, end in zip(
-            actions, run.start_s[nodes].tolist(), run.end_s[nodes].tolist(), strict=True
-        ):
+        times = (values[nodes].tolist() for values in (run.start_s, run.end_s, run.pace))
+        for action, start, end, pace in zip(actions, *times, strict=True):
             yield Event(rank, COMPUTE, pass_name(run, action), start, end, action)
             ops = inside.get((action.chunk, action.kind))
             if ops is not None:
                 for op, op_start, op_end in zip(ops.ops, ops.start_s, ops.end_s, strict=True):
                     stream = COMMUNICATION if op.beside or op.waited else COMPUTE
-                    yield Event(rank, stream, op.name, start + op_start, start + op_end, action)
+                    yield Event(rank, stream, op.name, start + pace * op_start, start + pace * op_end, action)
 
 
 def _sends(run: Simulation) -> Iterator[Event]:

@@ -106,6 +106,13 @@ class Simulation:
         return self.end_s[self.program.last]
 
     @cached_property
+    def pace(self) -> Floats:
+        """Seconds that every event took over those that it was given: 1 but where ranks share cores; shape (nodes,)."""
+        given = _table(self.program, self.seconds)[self.program.cost]
+        took = self.end_s - self.start_s
+        return np.divide(took, given, out=np.ones_like(took), where=given > 0)
+
+    @cached_property
     def busy_s(self) -> Floats:
         """What each rank works: head, passes and tail; shape (ranks,)."""
         parts = self.parts
