@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Hashable
 from functools import wraps
 from typing import Any, TypeVar
 
+import msgspec
+
 from autoplan.cost.step import Assignment
 from autoplan.search.layout_choice import LayoutChoice
 
-__all__ = ["as_key", "remembered"]
+__all__ = ["as_key", "digest", "remembered"]
 
 _Method = TypeVar("_Method", bound=Callable[..., Any])
 
@@ -30,6 +33,11 @@ def remembered(method: _Method) -> _Method:
         return self.answers[key]
 
     return ask  # type: ignore[return-value]
+
+
+def digest(asked: Any) -> str:
+    """Of what msgspec encodes, a key that does not keep it."""
+    return hashlib.sha256(msgspec.json.encode(asked)).hexdigest()
 
 
 def as_key(asked: Any) -> Hashable:

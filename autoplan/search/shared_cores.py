@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from autoplan.cost.degrees import Degrees
@@ -17,8 +18,13 @@ def shares_cores(cluster: AnyCluster, degrees: Degrees) -> bool:
     return relieved_s(cluster, degrees, 1.0) < 1
 
 
-def relieved_s(cluster: AnyCluster, degrees: Degrees, bound_s: float, work_s: float = 0.0) -> float:
+def relieved_s(
+    cluster: AnyCluster,
+    degrees: Degrees,
+    bound_s: float,
+    work_s: Callable[[Degrees], float] = lambda degrees: 0.0,
+) -> float:
     """A bound of a step, from one that holds where each rank has cores of its own, and from what the mean rank works:
     all cores at work do no more than that."""
     share = float(cluster.relief(cluster.world_size / degrees.pp))
-    return bound_s if share == 1 else max(bound_s * share, work_s)
+    return bound_s if share == 1 else max(bound_s * share, work_s(degrees))

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
-
-import msgspec
 
 from autoplan.cost.degrees import Degrees
 from autoplan.cost.keep import FULL, NONE
@@ -28,13 +25,13 @@ from autoplan.search.pins import Pins
 from autoplan.search.pipeline_bound import pipeline_bound_s
 from autoplan.search.places import best_place, least_of_each, place_on
 from autoplan.search.plan_of import plan_of
-from autoplan.search.remembered import as_key, remembered
+from autoplan.search.remembered import as_key, digest, remembered
 from autoplan.search.result import Candidate
 from autoplan.search.run import least_optimizer_s
 from autoplan.search.scheduled import Scheduled
 from autoplan.search.sequence_choice import SEQUENCE, cuts_sequence, sequence_choices
+from autoplan.search.shared_cores import relieved_s
 from autoplan.search.splits import Splits
-from autoplan.search.shared_cores import relieved_s, shares_cores
 from autoplan.search.stages import Staging, StagingQuestion, best_of_allowed, solve_staging
 from autoplan.search.staging_bound import staging_bound_s
 from autoplan.search.whole_chain import WholeChain
@@ -66,12 +63,12 @@ class Space:
         self._strategies_of = strategies_of = pins.rules.strategies(strategies_of)
         self._layouts_of = pins.rules.layouts(layouts_of)
         # Layouts and optimistic costs depend on nothing else, and may be known from another search.
-        on = (_digest(cluster), pins.rules.ways, *map(id, self._known_ways))
+        on = (digest(cluster), pins.rules.ways, *map(id, self._known_ways))
         self._choices: dict[tuple[int, int, int, int], tuple[LayoutChoice, ...]] = graphs.kept.setdefault(
             ("choices", on), {}
         )
         rules = pins.rules
-        asked = on, msgspec.json.encode(job), pins.recompute, rules.recompute, rules.without, rules.boundary
+        asked = on, digest(job), pins.recompute, rules.recompute, rules.without, rules.boundary
         self.answers: dict[Hashable, Any] = graphs.kept.setdefault(("answers", asked), {})
         self._least: dict[tuple[int, int, int, int], tuple[Mapping[str, UnitCost], ...]] = {}
         self._best: dict[tuple[int, int, int, int, bool], Mapping[str, UnitCost]] = {}
@@ -91,7 +88,7 @@ class Space:
                 self.chain,
                 only,
                 strategies_of,
-                graphs.kept.setdefault(("costs", _digest(only), *on[1:]), {}),
+                graphs.kept.setdefault(("costs", digest(only), *on[1:]), {}),
             )
             for only in self._types
         ]
@@ -219,7 +216,7 @@ class Space:
 
     def _solved_before(self, cluster: Cluster) -> dict[Hashable, Any]:
         """What is known of layouts of blocks on one type of device."""
-        on = _digest(cluster), self.pins.rules.ways, *map(id, self._known_ways)
+        on = digest(cluster), self.pins.rules.ways, *map(id, self._known_ways)
         return self._graphs.kept.setdefault(("layouts", on), {})
 
     def _solved_on(self, cluster: Cluster, graph: ModelGraph, cp: int, tp: int) -> Iterator[LayoutChoice]:
@@ -288,7 +285,7 @@ class Space:
             bound_s = pipeline_bound_s(*passes, degrees.pp, degrees.num_micro_batches)
         else:
             bound_s = max(own_s, self._of_splits(self._scheduled_s, degrees))
-        return relieved_s(self.cluster, degrees, bound_s, own_s)
+        return relieved_s(self.cluster, degrees, bound_s, lambda _: own_s)
 
     def _passes_s(self, degrees: Degrees, splits: Splits) -> list[tuple[float, float, float] | None]:
         """``WholeChain.passes_s`` of each split, if it fits."""
@@ -389,12 +386,7 @@ class Space:
             bound_s = staging_bound_s(self._question(degrees, choice.costs_on, choice.sent_bytes))
         else:
             bound_s = self._of_splits(self._all_ranks_s if closely else self._first_rank_s, degrees, choice)
-        return self._on_cores_s(degrees, choice, bound_s)
-
-    def _on_cores_s(self, degrees: Degrees, choice: LayoutChoice, bound_s: float) -> float:
-        if not shares_cores(self.cluster, degrees):
-            return bound_s
-        return relieved_s(self.cluster, degrees, bound_s, self._scheduled.work_s(degrees, choice.costs))
+        return relieved_s(self.cluster, degrees, bound_s, self.work_bound_s)
 
     def _any_layout_s(self, degrees: Degrees, splits: Splits) -> list[float]:
         return self._scheduled.first_rank_bounds_s(degrees, splits, self._best_costs(degrees)).tolist()
@@ -428,7 +420,8 @@ class Space:
             best = solve_staging(question)
         else:
             best = best_of_allowed(question, self.pins.rules.recompute)
-        return best and replace(best, bound_s=self._on_cores_s(degrees, choice, best.bound_s))
+        asked = self.cluster, degrees, best.bound_s if best else 0.0, self.work_bound_s
+        return best and replace(best, bound_s=relieved_s(*asked))
 
     def _evenly(self, degrees: Degrees, choice: LayoutChoice) -> Staging | None:
         """The even stages with the least made again that fits, in the best way; None if nothing fits."""
@@ -494,10 +487,6 @@ class Space:
             without=self.pins.rules.without,
             places=tuple(places[kind] for kind in types) if len(places) > 1 else (),
         )
-
-
-def _digest(cluster: AnyCluster) -> str:
-    return hashlib.sha256(msgspec.json.encode(cluster)).hexdigest()
 
 
 def _layouts_key(degrees: Degrees) -> tuple[int, int, int, int]:
