@@ -259,9 +259,8 @@ class Space:
         for _ in self._together.learn(key := (degrees.micro_batch, degrees.tp, degrees.ep)):
             whole_s = self._together.whole_s(key) if _searched(degrees) else 0.0
             filled_s = pipeline_bound_s(whole_s, 0.0, 0.0, degrees.pp, degrees.num_micro_batches)
-            yield relieved_s(
-                self.cluster, degrees, max(mean_s := self.mesh_bound_s(degrees), filled_s), mean_s
-            )
+            bound_s = max(self.mesh_bound_s(degrees), filled_s)
+            yield relieved_s(self.cluster, degrees, bound_s, self.mesh_bound_s)
 
     @cached_property
     def _together(self) -> LayoutBound:
