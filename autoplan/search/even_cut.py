@@ -36,14 +36,16 @@ class Turns:
     Args:
         units: by rank, (stage of the rank, unit of the chain) in that order.
         made: how many of each form the first n of a rank are, by its stages; shape (ranks, n, stages a rank, forms).
+        some: whether there are any in any of them; shape (ranks, n, forms).
     """
 
     units: tuple[tuple[tuple[int, int], ...], ...]
     made: Floats
+    some: Flags
 
     def first(self, ranks: int) -> Turns:
         """Those of the first ranks."""
-        return Turns(self.units[:ranks], self.made[:ranks])
+        return Turns(self.units[:ranks], self.made[:ranks], self.some[:ranks])
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,7 +122,7 @@ class EvenCut:
         for rank, order in enumerate(units):
             for turn, (place, unit) in enumerate(order, start=1):
                 made[rank, turn:, place, self.form_of[unit]] += 1
-        return Turns(tuple(units), made)
+        return Turns(tuple(units), made, made.any(axis=2))
 
 
 def _forms(graph: ModelGraph, start: int, stop: int) -> list[Form]:

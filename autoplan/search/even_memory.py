@@ -67,29 +67,33 @@ class EvenMemory:
         whole = counts @ self.figure("saved_bytes") + self.sent_bytes
         return np.array((whole, counts @ self.figure("weight_half_bytes")))
 
+    def kept_at(self, held: Floats) -> Floats:
+        """Bytes at each of the moments ``held`` (as ``held_by_rank``) when nothing is made again; shape (ranks,
+        moments)."""
+        stages, vpp = self.cut.stages[: len(held)], self.cut.stages.shape[1]
+        whole, half = self.kept
+        kept = (held[..., :vpp] * whole[stages][:, None]).sum(axis=2)
+        return kept + (held[..., vpp:] * half[stages][:, None]).sum(axis=2)
+
     def fewest(
-        self, held: Floats, turns: Turns, gains: Floats, keeps: Mapping[int, Keep], tried: slice = slice(None)
+        self, kept: Floats, turns: Turns, gains: Floats, keeps: Mapping[int, Keep], tried: slice = slice(None)
     ) -> NDArray[np.intp]:
         """How many units of each of the first ranks must go the way of ``keeps`` (by form), in their turns; -1 where all
         are too few; shape (splits, ranks).
 
         Args:
-            held: of as many ranks as are asked for, what they keep, as ``held_by_rank``.
-            gains: what turns make of them (``gained``).
+            kept: at what moments (``kept_at``).
+            gains: what turns make of these (``gained``).
             tried: which numbers of units may be.
         """
-        ranks, _, vpp = turns.made.shape[:3]
-        stages, workspace = self.cut.stages[:ranks], self.workspace[:ranks, None]
-        whole, half = self.kept
-        base = (held[..., :vpp] * whole[stages][:, None]).sum(axis=2)
-        base += (held[..., vpp:] * half[stages][:, None]).sum(axis=2)
+        ranks = len(kept)
+        workspace = self.workspace[:ranks, None]
         freed, more = np.zeros(len(self.units)), np.zeros(len(self.units))
         for form, keep in keeps.items():
             freed[form] = keep.kept_bytes - self.units[form].saved_bytes
             more[form] = self.units[form].workspace_bytes + keep.again_bytes
-        activations = (base[:, None] + gains @ freed).max(axis=2)
-        some = turns.made.any(axis=2)
-        rerun = (np.where(some, more, 0.0).max(axis=2) - workspace).clip(min=0.0)
+        activations = (kept[:, None] + gains @ freed).max(axis=2)
+        rerun = (np.where(turns.some, more, 0.0).max(axis=2) - workspace).clip(min=0.0)
         total = self.beside[:, :ranks, None] + activations + rerun
         fits = np.zeros(total.shape, dtype=bool)
         fits[..., tried] = total[..., tried] * (1 + ALLOCATOR_SLACK) <= self.room

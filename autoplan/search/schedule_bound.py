@@ -30,13 +30,13 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True, slots=True)
 class StageSums:
-    """Seconds of each of several candidates, by stage, shape (candidates, stages), and by rank, shape (candidates,
-    ranks).
+    """Seconds of each of several candidates, by stage, shape (…, stages), and by rank, shape (…, ranks); the dims before
+    are the candidates, and of size 1 or left out where all of them have the same.
 
     Args:
         forward, backward: of a pass.
         first: of the backward, what comes before its gradient leaves; all of it where it is not halved.
-        send: to the next stage; shape (stages - 1,), the same for all.
+        send: to the next stage; shape (stages - 1,).
         head, tail: before the first and after the last pass of a rank.
         least_head, least_tail: the same where they are waited for by another rank: what is hidden behind a
             rank's own passes may be more than is known of them.
@@ -63,24 +63,24 @@ def by_rank(degrees: Degrees, of_stages: Floats) -> Floats:
 
 
 def schedule_bounds_s(degrees: Degrees, sums: StageSums) -> Floats:
-    """Seconds that no step with these stages is below, under the schedule and micro-batches of ``degrees``; shape
-    (candidates,)."""
+    """Seconds that no step with these stages is below, under the schedule and micro-batches of ``degrees``; of the
+    candidates' shape."""
     p, m = degrees.pp, degrees.num_micro_batches
     work = m * (by_rank(degrees, sums.forward + sums.backward) + sums.again)
     way, back = np.zeros_like(work), np.zeros_like(work)
-    way[:, 1:] = np.cumsum(sums.forward[:, : p - 1] + sums.send[: p - 1], axis=1)
-    back[:, 1:] = np.cumsum(sums.first[:, : p - 1] + sums.send[: p - 1], axis=1)
-    arrive = sums.least_head[:, :1] + way
+    way[..., 1:] = np.cumsum(sums.forward[..., : p - 1] + sums.send[: p - 1], axis=-1)
+    back[..., 1:] = np.cumsum(sums.first[..., : p - 1] + sums.send[: p - 1], axis=-1)
+    arrive = sums.least_head[..., :1] + way
     whole = np.maximum(sums.head, arrive) + work + sums.tail
     late = _late(degrees, sums.backward - sums.first)
-    drained = arrive + work - late + back + sums.least_tail[:, :1]
-    return np.maximum(whole, drained).max(axis=1)
+    drained = arrive + work - late + back + sums.least_tail[..., :1]
+    return np.maximum(whole, drained).max(axis=-1)
 
 
 def _late(degrees: Degrees, weight: Floats) -> Floats:
     """Of each rank, seconds of the weight halves that may come after its last gradient has left."""
     p, ranks = degrees.pp, np.arange(degrees.pp, dtype=float)
-    first, last = weight[:, :p], weight[:, : -p - 1 : -1]
+    first, last = weight[..., :p], weight[..., : -p - 1 : -1]
     match degrees.schedule:
         case Schedule.ZB_H1:
             return (ranks + 1) * first

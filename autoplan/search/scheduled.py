@@ -8,7 +8,7 @@ which schedule, how many stages a rank, and all degrees. (1F1B's stages are sear
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import replace
 from functools import lru_cache
 from itertools import pairwise
@@ -63,7 +63,7 @@ class Scheduled:
         self._shared = _values_held_twice(chain)
         self._prices = SplitPrices(job, cluster, [chain.count(kind) for kind in self.kinds])
         self._cuts: dict[tuple[bool, int, int], EvenCut] = {}
-        self._turns: dict[Hashable, tuple[Turns, Floats, Floats]] = {}
+        self._turns: dict[Hashable, tuple[Turns, Floats]] = {}
         self._known: dict[Hashable, tuple[Any, ...]] = {}
 
     def cut(self, degrees: Degrees) -> EvenCut:
@@ -127,18 +127,29 @@ class Scheduled:
 
     def _in_each_way(
         self, degrees: Degrees, splits: Splits, costs: Costs, sent_bytes: Sequence[float], ranks: int
-    ) -> Iterator[tuple[str, Turns, NDArray[np.intp], Floats]]:
+    ) -> list[tuple[str, Turns, NDArray[np.intp], Floats]]:
         """The way, ``_fewest`` in it, and bounds, infinite where it does not fit; no more where nothing has to be made
         again."""
         memory = self._memory(degrees, splits, costs, sent_bytes)
-        send_s = self._least_send_s(degrees, sent_bytes)
+        p, v, m = degrees.pp, degrees.vpp, degrees.num_micro_batches
+        m = settled_micro_batches(degrees.schedule, p, m)
+        held = held_by_rank(degrees.schedule, p, v, m, ranks)
+        kept = memory.kept_at(held)
+        found = []
         for way in self.ways(costs):
-            turns, fewest = self._fewest(degrees, memory, way, ranks)
-            remade = self._remade(degrees, costs, way, turns, fewest)
-            bounds = schedule_bounds_s(degrees, self._sums(degrees, splits, costs, send_s, remade))
-            yield way, turns, fewest, np.where((fewest >= 0).all(axis=1), bounds, np.inf)
+            turns, fewest = self._fewest(memory, way, (degrees.schedule, p, v, m), held, kept)
+            found.append((way, turns, fewest))
             if not fewest.any():
                 break
+        if not found:
+            return []
+        remade = np.stack([self._remade(memory, *each) for each in found], axis=1)
+        send_s = self._least_send_s(degrees, sent_bytes)
+        bounds = schedule_bounds_s(degrees, self._sums(degrees, splits, costs, send_s, remade))
+        return [
+            (way, turns, fewest, np.where((fewest >= 0).all(axis=1), own, np.inf))
+            for (way, turns, fewest), own in zip(found, bounds, strict=True)
+        ]
 
     def _memory(
         self, degrees: Degrees, splits: Splits, costs: Costs, sent_bytes: Sequence[float] = ()
@@ -157,23 +168,21 @@ class Scheduled:
         return bool(self.chain.kinds[cut.forms[form][0]].path)
 
     def _fewest(
-        self, degrees: Degrees, memory: EvenMemory, way: str, ranks: int
+        self, memory: EvenMemory, way: str, order: Hashable, held: Floats, kept: Floats
     ) -> tuple[Turns, NDArray[np.intp]]:
-        """Which units of the first ranks go ``way`` in turn, and how many must, as ``EvenMemory.fewest``."""
+        """Which units of the first ranks go ``way`` in turn, and how many must, as ``EvenMemory.fewest``. ``held``: as
+        ``held_by_rank`` gives it for ``order``."""
         cut, units = memory.cut, memory.units
-        forms = range(len(units))
-        may = tuple(self._may(cut, form, units, way) for form in forms)
-        p, v, m = degrees.pp, degrees.vpp, degrees.num_micro_batches
-        m = settled_micro_batches(degrees.schedule, p, m)
-        key = degrees.schedule, p, v, m, may, ranks
+        may = tuple(self._may(cut, form, units, way) for form in range(len(units)))
+        key = order, len(held), may
         if key not in self._turns:
-            held, turns = held_by_rank(degrees.schedule, p, v, m, ranks), cut.turns(may).first(ranks)
-            self._turns[key] = turns, held, gained(held, turns)
-        turns, held, gains = self._turns[key]
+            turns = cut.turns(may).first(len(held))
+            self._turns[key] = turns, gained(held, turns)
+        turns, gains = self._turns[key]
         most = turns.made.shape[1]
         tried = slice(most) if self.recompute is None else slice(1) if way == NONE else slice(most - 1, most)
-        keeps = {form: units[form].keep(way) for form in forms if may[form]}
-        return turns, memory.fewest(held, turns, gains, keeps, tried)
+        keeps = {form: unit.keep(way) for form, unit in enumerate(units) if may[form]}
+        return turns, memory.fewest(kept, turns, gains, keeps, tried)
 
     def _first_again_s(self, degrees: Degrees, splits: Splits, costs: Costs) -> Floats:
         """Seconds that the first rank spends at least on making again what does not fit; infinite if too much does
@@ -193,13 +202,10 @@ class Scheduled:
         sent = min(sent_bytes, default=0.0)
         return self.cluster.p2p_time_s(sent, degrees.pp_stride, degrees.pp)
 
-    def _remade(
-        self, degrees: Degrees, costs: Costs, way: str, turns: Turns, fewest: NDArray[np.intp]
-    ) -> Floats:
+    def _remade(self, memory: EvenMemory, way: str, turns: Turns, fewest: NDArray[np.intp]) -> Floats:
         """Seconds of computing and of waiting that each stage spends on making again what so many units of each rank
         did; shape (2, splits, stages)."""
-        cut = self.cut(degrees)
-        units = cut.units(self.chain, costs)
+        cut, units = memory.cut, memory.units
         seconds = np.zeros((len(units), 2))
         for form, unit in enumerate(units):
             if self._may(cut, form, units, way):
@@ -243,7 +249,7 @@ class Scheduled:
 
         Args:
             send_s: the least that any stage takes to send to another rank.
-            remade: seconds that are surely spent on making things again (``_remade``).
+            remade: seconds that are surely spent on making things again (``_remade``), in several ways.
         """
         of_kind, hidden = self.cut(degrees).of_kind, 1 - self.cluster.overlap
         forward, forward_comm, backward, backward_comm, half = (of_kind @ self._times(costs)).T
@@ -264,7 +270,7 @@ class Scheduled:
             tail=by_rank(degrees, exposed(back + tail, beside) - exposed(back, beside) + step),
             least_head=by_rank(degrees, hidden * head),
             least_tail=by_rank(degrees, hidden * tail + step),
-            again=np.zeros((len(full), degrees.pp)),
+            again=np.zeros((len(splits.members), degrees.pp)),
         )
 
     def _without_shared(self, kind: str, cost: UnitCost) -> UnitCost:
