@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import gc
 import itertools
 import math
 import os
@@ -254,6 +255,14 @@ def test_a_search_that_was_asked_before_solves_nothing(monkeypatch: pytest.Monke
     monkeypatch.undo()
     bare = msgspec.json.decode(again(pin={"recompute": "none"}))
     assert bare["plan"]["recompute"] == "none"  # another question has an answer of its own
+
+
+def test_the_collector_is_left_as_it_was() -> None:
+    before = gc.get_threshold()
+    seen = []
+    find(toy_cluster(nodes=1, memory=12e9), progress=lambda _: seen.append(gc.get_threshold()))
+    assert seen and all(now[0] >= max(before[0], 20_000) for now in seen)
+    assert gc.get_threshold() == before
 
 
 def test_progress_is_told_in_sentences() -> None:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from autoplan.cost.unit import StrategiesOf
 from autoplan.search.branch_and_bound import BranchAndBound, mesh_of
 from autoplan.search.certificate import certified
+from autoplan.search.garbage import seldom_collected
 from autoplan.search.goal import Goal
 from autoplan.search.graphs import GraphAt, Graphs
 from autoplan.search.infeasible import explain
@@ -31,6 +32,7 @@ _FASTEST = Goal()
 _OPTIMAL = 1e-6  # a relative gap that is no gap
 
 
+@seldom_collected()
 def search(
     graph_at: GraphAt | Graphs,
     job: Job,
