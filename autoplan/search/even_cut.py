@@ -122,7 +122,7 @@ class EvenCut:
         for rank, order in enumerate(units):
             for turn, (place, unit) in enumerate(order, start=1):
                 made[rank, turn:, place, self.form_of[unit]] += 1
-        return Turns(tuple(units), made, made.any(axis=2))
+        return Turns(tuple(units), made, made.max(axis=2) > 0)
 
 
 def _forms(graph: ModelGraph, start: int, stop: int) -> list[Form]:
