@@ -97,8 +97,8 @@ def llama_loss(output: Any, batch: Any) -> Tensor:
     return F.cross_entropy(output.logits.reshape(-1, VOCAB), batch["labels"].reshape(-1))
 
 
-def make(name: str, dtype: str) -> tuple[nn.Module, Any]:
-    """(model, loss) by name, with weights from a fixed seed.
+def make(name: str, dtype: str, layers: int = 0) -> tuple[nn.Module, Any]:
+    """(model, loss) by name, with weights from a fixed seed; of as many ``layers`` as usual where they are 0.
 
     Hugging Face's Llama computes its norms and its loss in float32 whatever its weights are. In float64 its
     norms are therefore replaced by torch's own, and the loss is taken outside.
@@ -106,10 +106,10 @@ def make(name: str, dtype: str) -> tuple[nn.Module, Any]:
     torch.manual_seed(0)
     if name in MANY:
         made = MANY[name]()
-        model = made.build()
+        model = made.build(layers) if layers else made.build()
         return (model.double() if dtype == "fp64" else model), made.loss
     if name.startswith("gpt"):
-        model = PlainGPT(tied=name != "gpt-untied", drop=0.2 if name == "gpt-dropout" else 0.0)
+        model = PlainGPT(layers or 4, tied=name != "gpt-untied", drop=0.2 if name == "gpt-dropout" else 0.0)
         return (model.double() if dtype == "fp64" else model), gpt_loss
     if name == "moe-odd":
         model = OddModel(VOCAB)
@@ -125,8 +125,9 @@ def make(name: str, dtype: str) -> tuple[nn.Module, Any]:
     from transformers import LlamaConfig, LlamaForCausalLM
 
     config = LlamaConfig(
-        hidden_size=32, intermediate_size=48, num_hidden_layers=4, num_attention_heads=8, num_key_value_heads=4,
-        vocab_size=VOCAB, max_position_embeddings=SEQ, tie_word_embeddings=name == "llama-tied",
+        hidden_size=32, intermediate_size=48, num_hidden_layers=layers or 4, num_attention_heads=8,
+        num_key_value_heads=4, vocab_size=VOCAB, max_position_embeddings=SEQ,
+        tie_word_embeddings=name == "llama-tied",
     )  # fmt: skip
     model = LlamaForCausalLM(config)
     if dtype != "fp64":
@@ -167,7 +168,7 @@ def _mixture(name: str) -> nn.Module:
 def optimizer_for(dtype: str) -> Any:
     """AdamW. It divides each gradient by its own size, so where the true gradient is zero (a key's bias) it
     steps along rounding noise; an eps above that noise makes the comparison mean something."""
-    return lambda parameters: torch.optim.AdamW(parameters, lr=1e-3, eps=1e-6 if dtype == "fp64" else 1e-4)
+    return lambda parameters: torch.optim.AdamW(parameters, lr=1e-3, eps=1e-4 if dtype == "fp64" else 1e-2)
 
 
 def make_batch(name: str, samples: int, step: int, dtype: str = "fp32") -> dict[str, Tensor]:
@@ -199,6 +200,7 @@ class Case:
     """
 
     model: str = "gpt"
+    layers: int = 0
     pp: int = 1
     dp: int = 1
     fsdp: int = 1
@@ -239,8 +241,24 @@ def random_cp_layouts(block: Block, degree: int, order: str, rng: random.Random)
     return {op.name: rng.choice(sequence_strategies(block, op, finest)).name for op in block.ops}
 
 
+@functools.cache
+def _cluster() -> Cluster:
+    return Cluster.of("h100-sxm", gpus=8)
+
+
+_SEARCHED: dict[tuple[object, ...], tuple[ModelGraph, SequenceChoice]] = {}
+
+
 def searched_cp_layouts(graph: ModelGraph, case: Case) -> SequenceChoice:
-    for choice in sequence_choices(graph, case.cp, case.tp, Cluster.of("h100-sxm", gpus=8)):
+    """What the search would choose, once for a graph."""
+    key = id(graph), case.cp, case.tp, case.cp_attention
+    if key not in _SEARCHED:
+        _SEARCHED[key] = graph, _searched(graph, case)
+    return _SEARCHED[key][1]
+
+
+def _searched(graph: ModelGraph, case: Case) -> SequenceChoice:
+    for choice in sequence_choices(graph, case.cp, case.tp, _cluster()):
         names = {strategy for names in choice.layouts.values() for strategy in names.values()}
         found = "ring" if "ring q" in names else "rows" if "cut q" in names else "heads"
         if found == case.cp_attention:
@@ -258,9 +276,7 @@ def drawn_policy(block: Block, case: Case, layouts: dict[str, str], rng: random.
         for op in block.ops
     }
     stored = {name: Layout.parse(layouts.get(name, "R")) for name in block.parameters}
-    found = storages_of(
-        block, ways, stored, Layout.parse(case.boundary), degree, Cluster.of("h100-sxm", gpus=8)
-    )
+    found = storages_of(block, ways, stored, Layout.parse(case.boundary), degree, _cluster())
     policy = {}
     for name, step in found.steps.items():
         actions = ["offload", "recompute"] if step.again else ["offload"]
@@ -331,14 +347,14 @@ def plan_for(graph: ModelGraph, case: Case) -> Plan:
 
 def reference(case: Case, steps: int = 3) -> tuple[list[float], dict[str, Tensor], dict[str, Tensor]]:
     """(losses, first gradients, parameters afterwards) of the plain model in one process."""
-    return _reference(case.model, case.dtype, case.global_batch, steps)
+    return _reference(case.model, case.layers, case.dtype, case.global_batch, steps)
 
 
-@functools.lru_cache(maxsize=64)
+@functools.cache
 def _reference(
-    model_name: str, dtype: str, global_batch: int, steps: int
+    model_name: str, layers: int, dtype: str, global_batch: int, steps: int
 ) -> tuple[list[float], dict[str, Tensor], dict[str, Tensor]]:
-    model, loss = make(model_name, dtype)
+    model, loss = make(model_name, dtype, layers)
     optimizer = optimizer_for(dtype)(model.parameters())
     losses, gradients = [], {}
     for step in range(steps):
@@ -354,20 +370,20 @@ def _reference(
     return losses, gradients, {n: p.detach().clone() for n, p in model.named_parameters()}
 
 
-@functools.lru_cache(maxsize=64)
-def _graph(model_name: str, dtype: str, micro_batch: int) -> ModelGraph:
-    model, loss = make(model_name, dtype)
+@functools.cache
+def _graph(model_name: str, layers: int, dtype: str, micro_batch: int) -> ModelGraph:
+    model, loss = make(model_name, dtype, layers)
     return trace(model, make_batch(model_name, micro_batch, 0, dtype), loss, Precision(dtype))
 
 
 def traced(case: Case) -> ModelGraph:
     """The graph of a case's model, traced once in a process."""
-    return _graph(case.model, case.dtype, case.micro_batch)
+    return _graph(case.model, case.layers, case.dtype, case.micro_batch)
 
 
 def facts_of(model_name: str) -> tuple[int, bool]:
     """Units of the chain, and whether samples meet."""
-    graph = _graph(model_name, "fp32", 2)
+    graph = _graph(model_name, 0, "fp32", 2)
     return len(graph.units), bool(graph.meetings)
 
 
@@ -375,7 +391,7 @@ def facts_of(model_name: str) -> tuple[int, bool]:
 def _traced_once(case: Case) -> Iterator[None]:
     """Let ``parallelize`` take the graph that this process has traced of the same model before."""
     module = importlib.import_module("autoplan.runtime.parallelize")
-    with patch.object(module, "trace", lambda *_, **__: _graph(case.model, case.dtype, case.micro_batch)):
+    with patch.object(module, "trace", lambda *_, **__: traced(case)):
         yield
 
 
@@ -383,9 +399,15 @@ Numbers = tuple[list[float], dict[str, Tensor], dict[str, Tensor]]
 """Losses, gradients of the first step, parameters after the last."""
 
 
+@functools.cache
+def _made(model_name: str, dtype: str, layers: int) -> tuple[nn.Module, Any]:
+    """What ``make`` makes, once in a process: a program copies from a model, and leaves it as it is."""
+    return make(model_name, dtype, layers)
+
+
 def program_of(case: Case, optimizer: Any = None, scramble: bool = False, **more: Any) -> Program:
     """A program of ``case`` on this rank; with ``scramble``, of other weights than the case's."""
-    model, loss = make(case.model, case.dtype)
+    model, loss = (make if scramble else _made)(case.model, case.dtype, case.layers)
     plan = plan_for(traced(case), case)
     if scramble:
         with torch.no_grad():
@@ -424,8 +446,13 @@ def check(case: Case, steps: int = 3, expected: Numbers | None = None) -> float:
     worst = max(abs(a - b) / abs(b) for a, b in zip(losses, expected[0], strict=True))
     worst = max(worst, difference(gradients, expected[1]), difference(parameters, expected[2]))
     limit = 1e-10 if case.dtype == "fp64" else 1e-5
-    assert worst <= limit, f"{case}: relative difference {worst:.3g} is beyond {limit}"
+    if not worst <= limit:
+        raise Apart(f"{case}: relative difference {worst:.3g} is beyond {limit}")
     return worst
+
+
+class Apart(AssertionError):
+    """Numbers are not those that were promised; nothing else is wrong, and no rank waits for another."""
 
 
 def difference(got: dict[str, Tensor], expected: dict[str, Tensor]) -> float:

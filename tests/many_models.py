@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -25,7 +25,7 @@ SEQ, VOCAB, CLASSES = 16, 64, 5
 @dataclass(frozen=True, slots=True)
 class Made:
     """Args:
-    build: the module, with weights from the current seed.
+    build: the module, with weights from the current seed; some take a number of layers.
     batch: from a number of samples to a batch, from the current seed.
     loss: ``fn(output, batch)``; None where the output is, or has, the loss.
     wide: whether float64 all through is float64.
@@ -34,7 +34,7 @@ class Made:
     depth: units of the chain.
     """
 
-    build: Callable[[], nn.Module]
+    build: Callable[..., nn.Module]
     batch: Callable[[int], dict[str, Tensor]]
     loss: Callable[[Any, Any], Tensor] | None
     wide: bool = True
@@ -55,11 +55,11 @@ def _class_loss(output: Any, batch: Any) -> Tensor:
     return F.cross_entropy(output.logits, batch["labels"])
 
 
-def _gpt2() -> nn.Module:
+def _gpt2(layers: int = 4) -> nn.Module:
     from transformers import GPT2Config, GPT2LMHeadModel
 
     none = dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), 0.0)
-    sizes = {"n_embd": 32, "n_layer": 4, "n_head": 4, "n_positions": SEQ, "vocab_size": VOCAB}
+    sizes = {"n_embd": 32, "n_layer": layers, "n_head": 4, "n_positions": SEQ, "vocab_size": VOCAB}
     return GPT2LMHeadModel(GPT2Config(**sizes, **none, bos_token_id=0, eos_token_id=0))
 
 
@@ -80,10 +80,15 @@ def _mixtral() -> nn.Module:
     )
 
 
-def _vit() -> nn.Module:
+def _vit(layers: int = 4) -> nn.Module:
     from transformers import ViTConfig, ViTForImageClassification
 
-    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 4, "num_attention_heads": 4}
+    sizes = {
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": layers,
+        "num_attention_heads": 4,
+    }
     return ViTForImageClassification(ViTConfig(**sizes, image_size=8, patch_size=4, num_labels=CLASSES))
 
 
@@ -103,6 +108,22 @@ def _of_zoo(name: str, **facts: Any) -> Made:
     return Made(example.build, example.batch, example.loss, **facts)
 
 
+def _encoder() -> Made:
+    """Without dropout, whose masks torch would draw in another order."""
+    made = _of_zoo("transformer-encoder", meets=True, sequence=4, depth=5)
+
+    def build() -> nn.Module:
+        model = made.build()
+        for module in model.modules():
+            if isinstance(module, nn.Dropout):
+                module.p = 0.0
+            elif isinstance(module, nn.MultiheadAttention):
+                module.dropout = 0.0
+        return model
+
+    return replace(made, build=build)
+
+
 def _lazy(make: Callable[[], Made]) -> Callable[[], Made]:
     return functools.cache(make)
 
@@ -114,6 +135,6 @@ MANY: dict[str, Callable[[], Made]] = {
     "hf-vit": _lazy(lambda: Made(_vit, _images, _class_loss)),
     "dlrm": _lazy(lambda: _of_zoo("dlrm", depth=2)),
     "resnet-50": _lazy(lambda: _of_zoo("resnet-50", meets=True)),
-    "transformer-encoder": _lazy(lambda: _of_zoo("transformer-encoder", sequence=4)),
+    "transformer-encoder": _lazy(_encoder),
 }
 """By name; made when it is asked for, as importing transformers takes seconds."""

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from case_lists import and_slow
 from equality import Case, check, make, make_batch, plan_for
 from kept_bytes import check_bytes
@@ -28,6 +29,8 @@ from autoplan.plan import (
     validate_plan,
     write_plan,
 )
+from autoplan.rewrite.host_copies import Copies
+from autoplan.rewrite.keeping import Keeping, Planned
 
 _ONE = [
     Case("gpt", policy="offload"),
@@ -89,6 +92,29 @@ def test_what_is_held_is_what_is_priced(case: Case) -> None:
 @pytest.mark.parametrize("case", and_slow(_TWO[:1], [_MORE_TWO[1]]), ids=_name)
 def test_what_is_held_under_tp_is_what_is_priced(two: Ranks, case: Case) -> None:
     two(check_bytes, case)
+
+
+@pytest.mark.parametrize(
+    "ops", [(torch.sin, torch.cos), (torch.exp, torch.sigmoid)], ids=["reads its input", "reads its results"]
+)
+def test_an_op_with_a_list_of_results_runs_again(ops: Any) -> None:
+    runs = []
+
+    def both(x: torch.Tensor) -> list[torch.Tensor]:
+        runs.append(x)
+        return [op(x) for op in ops]
+
+    def body(x: torch.Tensor) -> torch.Tensor:
+        one, other = op(x * 2)
+        return (one * other[1:]).sum()
+
+    x = torch.linspace(0, 1, 5, dtype=torch.float64)[None, :].expand(1, 5).clone().requires_grad_()
+    op = both
+    (expected,) = torch.autograd.grad(body(x.expand(2, 5)), x)
+    op, before = Planned("both", both), len(runs)
+    kept = Keeping({"both": "recompute"}, Copies()).run(body, (x.expand(2, 5),), ["x"])
+    assert torch.equal(torch.autograd.grad(kept, x)[0], expected)
+    assert len(runs) == before + 2  # once for both
 
 
 def _stages(**policies: str) -> tuple[StagePlan, ...]:

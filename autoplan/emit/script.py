@@ -25,7 +25,7 @@ from autoplan.plan import SCHEDULE_NEEDS, Plan, Precision, Schedule, check_polic
 from autoplan.rewrite.host_copies import Copies, fetch_ahead
 from autoplan.rewrite.keeping import Keeping
 from autoplan.rewrite.random_kernels import sample_draws, unit_draws
-from autoplan.rewrite.replicas import Replicas
+from autoplan.rewrite.replicas import Replicas, groups_of
 from autoplan.rewrite.stage_module import GradientTimes
 from autoplan.rewrite.unit_module import attach, local_parameter, run_again
 from autoplan.runtime.parallelize import check_model
@@ -130,6 +130,7 @@ def _roots(features: set[str]) -> list[Any]:
         "cp": [GradientTimes],
         "draws": [sample_draws, unit_draws],
         "replicas": [Replicas],
+        "grouped": [groups_of],
         "pp": [first, HalvedStage if "halves" in features else Stage],
         "order": [in_order],
     }

@@ -175,28 +175,11 @@ def only(module: nn.Module, batch: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name: batch[name] for name in wanted}
 '''
 
-_GROUPS = '''
-def groups_of(model: Model) -> list[list[nn.Module]]:
-    """Units whose state travels together: those that share a parameter are one group."""
-    groups: list[list[nn.Module]] = []
-    owners: dict[int, list[nn.Module]] = {}
-    for unit in model.units.values():
-        parameters = [id(parameter) for parameter in unit.parameters()]
-        if not parameters:
-            continue
-        group = next((owners[p] for p in parameters if p in owners), None)
-        if group is None:
-            group = []
-            groups.append(group)
-        group.append(unit)
-        owners.update(dict.fromkeys(parameters, group))
-    return groups
-'''
-
 _REPLICAS = '''
 def average_replicas(model: Model, mesh) -> None:
     """Average the gradients of each group of units over the ranks that hold the same."""
-    groups = [list({p: None for unit in group for p in unit.parameters()}) for group in groups_of(model)]
+    units = groups_of(model.units.values())
+    groups = [list({p: None for unit in group for p in unit.parameters()}) for group in units]
     model.replicas = Replicas(groups, mesh["dp"].get_group())
 '''
 
@@ -209,7 +192,7 @@ def wrap_in_fsdp(model: Model, mesh, expert_mesh) -> None:  #? ep
     expert_data = expert_mesh["efsdp"] if EXPERT_REPLICAS == 1 else expert_mesh["edp", "efsdp"]  #? ep
     policy = MixedPrecisionPolicy(cast_forward_inputs=False)  #? !bf16
     policy = MixedPrecisionPolicy(torch.bfloat16, torch.float32, cast_forward_inputs=False)  #? bf16
-    for group in groups_of(model):
+    for group in groups_of(model.units.values()):
         fully_shard(group, mesh=data, mp_policy=policy, reshard_after_forward=ZERO == 3)  #? !ep
         dense = [unit if unit.experts is None else unit.body for unit in group]  #? ep
         fully_shard(dense, mesh=data, mp_policy=policy, reshard_after_forward=ZERO == 3)  #? ep
@@ -453,7 +436,6 @@ if __name__ == "__main__":
 _SECTIONS = (
     ("unit", _UNIT),
     ("", _MODEL),
-    ("grouped", _GROUPS),
     ("replicas", _REPLICAS),
     ("sharded", _SHARDING),
     ("ep", _EXPERT_CUT),

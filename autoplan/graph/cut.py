@@ -23,6 +23,7 @@ from autoplan.errors import PlanError
 from autoplan.graph.axes import sequence_strategies, stored_layout
 from autoplan.graph.axes.local_sizes import with_local_sizes
 from autoplan.graph.boundary import boundary_layout
+from autoplan.graph.cutter import Cutter
 from autoplan.graph.gemms import tensor_arguments
 from autoplan.graph.ir import Block, ModelGraph, Op, OpKind, Origin, Saved, Sent, Value, Window
 from autoplan.graph.layout import REPLICATE, REPLICATE_STAR, Layout
@@ -99,43 +100,19 @@ def cut_op(op: Op, strategy: Strategy, degree: int, zigzag: bool = False) -> Op:
     )
 
 
-class _Cutter:
+class _Cutter(Cutter):
     def __init__(
         self, block: Block, chosen: Mapping[str, str], boundary: Layout, degree: int, zigzag: bool
     ) -> None:
-        self.block, self.chosen, self.boundary, self.degree = block, chosen, boundary, degree
-        self.zigzag = zigzag
+        super().__init__(block, degree)
+        self.chosen, self.boundary, self.zigzag = chosen, boundary, zigzag
         self.pieces = 2 * degree if zigzag else degree  # what is cut must divide into so many
-        self.graph = fx.Graph()
         self.env: dict[fx.Node, fx.Node] = {}
         self.layouts: dict[fx.Node, Layout] = {}
         self.moved: dict[tuple[fx.Node, Layout], fx.Node] = {}
-        self.by_name = {op.name: op for op in block.ops}
-        self.ops: list[Op] = []
-        self.values: dict[str, Value] = {}
-        self.taken = {node.name for node in block.graph.nodes}
 
-    def run(self) -> Block:
-        outputs: list[fx.Node] = []
-        for node in self.block.graph.nodes:
-            if node.op in ("placeholder", "get_attr"):
-                self._source(node)
-            elif node.op == "call_function":
-                self._call(node)
-            else:
-                outputs = [self._read(n, self._boundary(n.name), "") for n in node.args[0]]
-                self.graph.output(tuple(outputs)).meta["val"] = tuple(n.meta["val"] for n in outputs)
-        self.graph.lint()
-        block = self.block
-        return replace(
-            block,
-            ops=tuple(self.ops),
-            values=self.values,
-            outputs=tuple(node.name for node in outputs),
-            graph=self.graph,
-            roots={name: root for name, root in block.roots.items() if name in {n.name for n in outputs}},
-            _strategies={},
-        )
+    def _given(self, node: fx.Node) -> fx.Node:
+        return self._read(node, self._boundary(node.name), "")
 
     def _boundary(self, name: str) -> Layout:
         return boundary_layout(self.block.values[name], self.boundary, self.pieces)

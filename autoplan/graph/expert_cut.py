@@ -22,6 +22,7 @@ from torch import fx
 from autoplan.errors import PlanError
 from autoplan.graph.axes.local_sizes import with_local_sizes
 from autoplan.graph.cut import cut_op
+from autoplan.graph.cutter import Cutter
 from autoplan.graph.gemms import is_grouped, tensor_arguments
 from autoplan.graph.ir import Block, Gemm, ModelGraph, Op, OpKind, Origin, Saved, Sent, Value
 from autoplan.graph.layout import Layout, shard
@@ -100,43 +101,22 @@ def busiest_op(block: Block, op: Op, load: float, degree: int) -> Op:
     )
 
 
-class _Cutter:
+class _Cutter(Cutter):
     def __init__(self, block: Block, degree: int) -> None:
-        self.block, self.degree = block, degree
+        super().__init__(block, degree)
         self.routed: RoutedRows = routed_rows(block, degree)
-        self.graph = fx.Graph()
         self.home: dict[fx.Node, fx.Node] = {}
         self.away: dict[tuple[fx.Node, fx.Node], fx.Node] = {}  # by value, and by where its experts' rows end
         self.counts: dict[fx.Node, fx.Node] = {}
         self.own_ends: dict[fx.Node, fx.Node] = {}
-        self.by_name = {op.name: op for op in block.ops}
-        self.ops: list[Op] = []
-        self.values: dict[str, Value] = {}
-        self.taken = {node.name for node in block.graph.nodes}
         self.routing = next(op.routing for op in block.ops if op.routing is not None)
 
     def run(self) -> Block:
-        outputs: list[fx.Node] = []
-        for node in self.block.graph.nodes:
-            if node.op in ("placeholder", "get_attr"):
-                self._source(node)
-            elif node.op == "call_function":
-                self._call(node)
-            else:
-                outputs = [self._at_home(n) for n in node.args[0]]
-                self.graph.output(tuple(outputs)).meta["val"] = tuple(n.meta["val"] for n in outputs)
-        self.graph.lint()
-        names = {node.name for node in outputs}
-        return replace(
-            self.block,
-            ops=tuple(self.ops),
-            values=self.values,
-            outputs=tuple(node.name for node in outputs),
-            graph=self.graph,
-            roots={name: root for name, root in self.block.roots.items() if name in names},
-            expert_dims={node.name: dim for node, dim in self.routed.parameters.items()},
-            _strategies={},
-        )
+        dims = {node.name: dim for node, dim in self.routed.parameters.items()}
+        return replace(super().run(), expert_dims=dims)
+
+    def _given(self, node: fx.Node) -> fx.Node:
+        return self._at_home(node)
 
     def _source(self, node: fx.Node) -> None:
         new = self.graph.node_copy(node)

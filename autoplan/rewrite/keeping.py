@@ -28,12 +28,12 @@ __all__ = ["Keeping", "Planned", "planned", "planned_nodes"]
 
 
 class _Made:
-    """What a marked op made: its result, and what its backward reads besides; made again when somebody asks."""
+    """What a marked op made: its results, and what its backward reads besides; made again when somebody asks."""
 
     def __init__(self, op: Planned, args: Any, kwargs: Any) -> None:
         self._op, self._given = op, (args, kwargs)
         self._saved, self._inside = 0, False
-        self._result: Tensor | None = None
+        self._results: list[Tensor] = []
         self._packed: list[Tensor] = []
 
     def slot(self, inside: bool) -> int:
@@ -42,10 +42,9 @@ class _Made:
         self._saved += 1
         return self._saved - 1
 
-    def tensor(self) -> Tensor:
+    def result(self, place: int) -> Tensor:
         self._run()
-        assert self._result is not None
-        return self._result
+        return self._results[place]
 
     def inside(self, slot: int) -> Tensor:
         self._run()
@@ -58,7 +57,7 @@ class _Made:
         self._given = None  # what it read may go
         if not self._inside:
             with torch.no_grad():
-                self._result = self._op.target(*args, **kwargs)
+                self._results = _tensors(self._op.target(*args, **kwargs))
             return
 
         def pack(tensor: Tensor) -> Tensor:
@@ -66,7 +65,19 @@ class _Made:
             return tensor.detach()
 
         with torch.enable_grad(), saved_tensors_hooks(pack, lambda tensor: tensor):
-            self._result = self._op.target(*args, **kwargs).detach()
+            self._results = [one.detach() for one in _tensors(self._op.target(*args, **kwargs))]
+
+
+class _Result:
+    """One of the tensors that a marked op made; a list of them is one op's too."""
+
+    __slots__ = ("_made", "_place")
+
+    def __init__(self, made: _Made, place: int) -> None:
+        self._made, self._place = made, place
+
+    def tensor(self) -> Tensor:
+        return self._made.result(self._place)
 
 
 class _Parked:
@@ -86,7 +97,9 @@ class _Reading:
 
     __slots__ = ("dtype", "grad", "offset", "shape", "slot", "source", "stride")
 
-    def __init__(self, source: Tensor | _Made | _Parked, like: Tensor, slot: int | None = None) -> None:
+    def __init__(
+        self, source: Tensor | _Made | _Result | _Parked, like: Tensor, slot: int | None = None
+    ) -> None:
         self.source, self.slot = source, slot
         self.shape, self.stride, self.offset = like.shape, like.stride(), like.storage_offset()
         self.dtype, self.grad = like.dtype, like.requires_grad
@@ -105,7 +118,8 @@ class _Reading:
         if isinstance(source, _Parked):
             empty = torch.empty(0, dtype=self.dtype, device=source.storage().device)
             return empty.set_(source.storage(), self.offset, self.shape, self.stride)
-        if self.slot is not None:
+        if isinstance(source, _Made):
+            assert self.slot is not None
             return source.inside(self.slot)
         return source.tensor().as_strided(self.shape, self.stride, self.offset)
 
@@ -119,7 +133,7 @@ class Keeping:
         self.policy, self.copies = policy, copies
         self.now: _Made | str | None = None
         self._given: frozenset[int] = frozenset()
-        self._known: dict[int, tuple[StorageWeakRef, _Made | _Parked | str]] = {}
+        self._known: dict[int, tuple[StorageWeakRef, _Result | _Parked | str]] = {}
 
     def run(self, body: Callable[..., Any], values: tuple[Tensor, ...], inputs: list[str]) -> Any:
         """``body(*values)``. ``inputs``: the names of the values, which may be parked too."""
@@ -143,12 +157,12 @@ class Keeping:
         self.now = now
         made = op.target(*args, **kwargs)
         if _storages(made).isdisjoint(self._given):
-            for tensor in _tensors(made):
-                self.note(tensor, now)
+            for place, tensor in enumerate(_tensors(made)):
+                self.note(tensor, _Result(now, place) if isinstance(now, _Made) else now)
         self.now, self._given = None, frozenset()
         return made
 
-    def note(self, tensor: Tensor, made: _Made | str) -> None:
+    def note(self, tensor: Tensor, made: _Result | str) -> None:
         """``made`` stands for all that lies where ``tensor`` does."""
         reference = StorageWeakRef(tensor.untyped_storage())
         self._known.setdefault(reference.cdata, (reference, made))
@@ -158,7 +172,7 @@ class Keeping:
         source = self._source(tensor)
         return _Reading(tensor.detach() if source is None else source, tensor)
 
-    def _source(self, tensor: Tensor) -> _Made | _Parked | None:
+    def _source(self, tensor: Tensor) -> _Result | _Parked | None:
         storage = tensor.untyped_storage()
         reference, source = self._known.get(storage._cdata, (None, None))
         if isinstance(source, str):

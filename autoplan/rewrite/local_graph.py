@@ -31,7 +31,7 @@ from autoplan.rewrite.move import convert
 from autoplan.rewrite.random_calls import drawn_call_of
 from autoplan.rewrite.random_kernels import DRAWS
 
-__all__ = ["EXPERTS", "LocalBlock", "choose", "local_call", "localise", "to_local"]
+__all__ = ["EXPERTS", "LocalBlock", "choose", "local_call", "localise", "own_gradient", "to_local"]
 
 EXPERTS = "experts_here"
 """What a unit's graph calls the module that holds the parameters of this rank's experts."""
@@ -75,6 +75,42 @@ def choose(block: Block, op: Op, degree: int, layouts: dict[str, str]) -> Strate
 def to_local(parameter: Any) -> torch.Tensor:
     """The piece of a parameter that this rank computes with (a DTensor's local tensor, or the tensor itself)."""
     return parameter.to_local() if hasattr(parameter, "to_local") else parameter
+
+
+class _OwnGradient(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, value: torch.Tensor) -> torch.Tensor:
+        return value.view_as(value)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: torch.Tensor) -> Any:
+        return grads[0].clone()
+
+
+def own_gradient(parameter: torch.Tensor) -> torch.Tensor:
+    """The same, whose gradient has memory of its own.
+
+    Autograd adds later gradients to the first in place, and so copies a first one that others hold too. Inside a
+    DTensor it does not see who holds it: of ``x + p`` the sum's gradient, or a slice of it, is that of ``p`` as it is.
+    """
+    return _OwnGradient.apply(parameter)  # type: ignore[return-value]
+
+
+_MAKE_GRADIENTS = (
+    "linear", "mm", "addmm", "bmm", "baddbmm", "matmul", "einsum", "conv1d", "conv2d", "conv3d", "embedding", "mul",
+    "layer_norm", "rms_norm", "group_norm", "batch_norm", "grouped_mm", "_grouped_mm",
+)  # fmt: skip
+"""Ops whose gradients are new tensors."""
+_VIEWS = ("t", "transpose", "permute", "view", "reshape", "flatten", "unflatten")
+
+
+def _may_share_gradient(node: fx.Node) -> bool:
+    """Whether the gradient of ``node`` may be another tensor's too, or a part of it."""
+    for user in node.users:
+        name = str(getattr(user.target, "_opname", user.target))
+        if name not in _MAKE_GRADIENTS and (name not in _VIEWS or _may_share_gradient(user)):
+            return True
+    return False
 
 
 def localise(
@@ -134,6 +170,8 @@ class _Localiser:
                 )
             else:
                 new = self.graph.call_function(to_local, (new,))
+                if value.requires_grad and self.local.degree > 1 and _may_share_gradient(node):
+                    new = self.graph.call_function(own_gradient, (new,))
             self.layouts[node] = Layout.parse(self.local.layouts.get(node.name, "R"))
         elif value.origin is Origin.INPUT:
             self.layouts[node] = self._boundary(node.name)

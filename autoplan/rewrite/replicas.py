@@ -16,7 +16,24 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-__all__ = ["Replicas"]
+__all__ = ["Replicas", "groups_of"]
+
+
+def groups_of(units: Iterable[nn.Module]) -> list[list[Any]]:
+    """Units whose state travels together: those that share a parameter are one group."""
+    groups: list[list[Any]] = []
+    owners: dict[int, list[Any]] = {}
+    for unit in units:
+        parameters = [id(parameter) for parameter in unit.parameters()]
+        if not parameters:
+            continue
+        group = next((owners[p] for p in parameters if p in owners), None)
+        if group is None:
+            group = []
+            groups.append(group)
+        group.append(unit)
+        owners.update(dict.fromkeys(parameters, group))
+    return groups
 
 
 class Replicas:

@@ -11,7 +11,7 @@ from torch.distributed.tensor import Shard
 
 from autoplan.plan import Plan, Precision
 from autoplan.rewrite import StageModule
-from autoplan.rewrite.replicas import Replicas
+from autoplan.rewrite.replicas import Replicas, groups_of
 from autoplan.rewrite.unit_module import UnitModule
 from autoplan.runtime.pieces import local
 from autoplan.runtime.world import World
@@ -34,7 +34,7 @@ def shard_state(stage: StageModule, plan: Plan, world: World) -> None:
     if plan.precision is Precision.BF16:
         policy = MixedPrecisionPolicy(torch.bfloat16, torch.float32, cast_forward_inputs=False)
     again = plan.zero == 3
-    for modules in _groups(stage):
+    for modules in groups_of(stage.unit_modules().values()):
         dense = [module if module.experts is None else module.body for module in modules]
         fully_shard(dense, mesh=mesh, mp_policy=policy, reshard_after_forward=again)  # type: ignore[arg-type]
         for module in modules:
@@ -48,9 +48,8 @@ def average_replicas(stage: StageModule, plan: Plan, world: World) -> None:
     parameters are those that stay."""
     if world.mesh is None or not plan.keeps_whole or plan.replicas == 1:
         return
-    groups = [
-        list({p: None for module in modules for p in module.parameters()}) for modules in _groups(stage)
-    ]
+    units = groups_of(stage.unit_modules().values())
+    groups = [list({p: None for module in modules for p in module.parameters()}) for modules in units]
     stage.replicas = Replicas(groups, world.mesh["dp"].get_group())
 
 
@@ -66,23 +65,6 @@ def _shard_experts(unit: UnitModule, plan: Plan, world: World, policy: MixedPrec
     fully_shard(
         unit, mesh=mesh, mp_policy=policy, reshard_after_forward=plan.zero == 3, shard_placement_fn=place
     )
-
-
-def _groups(stage: StageModule) -> list[list[UnitModule]]:
-    """Units to be gathered together: those that share a parameter are one group."""
-    groups: list[list[UnitModule]] = []
-    owners: dict[int, list[UnitModule]] = {}
-    for module in stage.unit_modules().values():
-        parameters = [id(p) for p in module.parameters()]
-        if not parameters:
-            continue
-        group = next((owners[p] for p in parameters if p in owners), None)
-        if group is None:
-            group = []
-            groups.append(group)
-        group.append(module)
-        owners.update(dict.fromkeys(parameters, group))
-    return groups
 
 
 def before_backward(stage: torch.nn.Module, zero: int, last: bool, alone: bool = False) -> None:
