@@ -53,7 +53,7 @@ CURVES = (
 )
 LANES = 2
 """Plans that run side by side: ranks wait for each other most of the time."""
-ROUND = 40
+ROUND = 30
 """Plans that are drawn, sorted by their number of ranks, and run to the end before the clock is read."""
 AT_ONCE = 10
 """Plans that ranks run before they answer."""
