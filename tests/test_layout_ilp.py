@@ -73,7 +73,7 @@ def test_elimination_equals_the_program(problem: LayoutProblem, sizes: tuple[int
     best_s = price_s(problem, solve_layouts(problem))
     assert bound_s <= best_s * (1 + 1e-9) + 1e-12
     if near is not None:
-        assert near[1] <= 1e-3
+        assert near[1] <= 3e-3
         assert price_s(problem, near[0]) * (1 - near[1]) <= best_s * (1 + 1e-9) + 1e-12
     if taken is None:  # too large, or no proof: the program answers then
         assert sizes[1] == 60

@@ -17,7 +17,7 @@ behind compute while there is compute left to hide behind.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING
 
 from autoplan.cost.degrees import Degrees
@@ -48,6 +48,10 @@ class StateTraffic:
             self.tail_fsdp_s + other.tail_fsdp_s,
             self.tail_dp_s + other.tail_dp_s,
         )
+
+    def scaled(self, share: float) -> StateTraffic:
+        """So much of everything."""
+        return StateTraffic(*(share * getattr(self, field.name) for field in fields(self)))
 
 
 def state_traffic(unit: UnitCost, degrees: Degrees, precision: Precision, cluster: Cluster) -> StateTraffic:

@@ -44,7 +44,7 @@ _JOINED = 1 << 12
 _CLOSE = 1e-4
 """Share of the price at which a relaxed choice is good enough."""
 
-_NEAR = 1e-3
+_NEAR = 3e-3
 """The same after ``_PATIENCE`` rounds, where what is left is told."""
 
 _ROUNDS = 12  # of moving shares

@@ -81,16 +81,18 @@ class Scheduled:
         each = passes.sum() + hidden * (way + back)
         return (degrees.num_micro_batches * each + step + hidden * tail) / degrees.pp
 
-    def bounds_s(self, degrees: Degrees, splits: Splits, costs: Costs) -> Floats:
-        """Bounds of the step that know no memory. With the least costs of units, those of any layouts."""
-        return schedule_bounds_s(degrees, self._sums(degrees, splits, costs))
+    def bounds_s(self, degrees: Degrees, splits: Splits, costs: Costs, hides: bool = False) -> Floats:
+        """Bounds of the step that know no memory. With the least costs of units, those of any layouts. ``hides``: see
+        ``_sums``."""
+        return schedule_bounds_s(degrees, self._sums(degrees, splits, costs, hides=hides))
 
-    def first_rank_bounds_s(self, degrees: Degrees, splits: Splits, costs: Costs) -> Floats:
-        """Bounds that know the memory of the first rank, which keeps the most; infinite if that does not fit. With the
-        least costs of units, those of any layouts."""
-        sums = self._sums(degrees, splits, costs)
-        again = np.zeros_like(sums.again)
-        again[:, 0] = self._first_again_s(degrees, splits, costs)
+    def fullest_ranks_bounds_s(
+        self, degrees: Degrees, splits: Splits, costs: Costs, hides: bool = False
+    ) -> Floats:
+        """Bounds that know the memory of the first rank, which keeps the most, and of the one with the most parameters;
+        infinite if that does not fit. With the least costs of units, those of any layouts."""
+        sums = self._sums(degrees, splits, costs, hides=hides)
+        again = self._again_s(degrees, splits, costs)
         return schedule_bounds_s(degrees, replace(sums, again=again))
 
     def close_bounds_s(
@@ -184,19 +186,23 @@ class Scheduled:
         keeps = {form: unit.keep(way) for form, unit in enumerate(units) if may[form]}
         return turns, memory.fewest(kept, turns, gains, keeps, tried)
 
-    def _first_again_s(self, degrees: Degrees, splits: Splits, costs: Costs) -> Floats:
-        """Seconds that the first rank spends at least on making again what does not fit; infinite if too much does
-        not."""
+    def _again_s(self, degrees: Degrees, splits: Splits, costs: Costs) -> Floats:
+        """Seconds that the first rank and the one with the most parameters spend at least on making again what does not
+        fit, infinite if too much does not; 0 for the others; shape (splits, ranks)."""
+        again = np.zeros((len(splits.members), degrees.pp))
         if self.recompute == "offload":
-            return np.zeros(len(splits.members))
+            return again
         memory = self._memory(degrees, splits, costs)
-        held = moments_of_rank(degrees.schedule, degrees.pp, degrees.vpp, degrees.num_micro_batches, 0)
         points = {
             form: unit.least_again
             for form, unit in enumerate(memory.units)
             if self.recompute != NONE and self._repeats(memory.cut, form)
         }
-        return memory.least_again_s(0, held, points)
+        heaviest = int((memory.cut.of_rank @ memory.figure("parameters")).argmax())
+        for rank in {0, heaviest}:
+            held = moments_of_rank(degrees.schedule, degrees.pp, degrees.vpp, degrees.num_micro_batches, rank)
+            again[:, rank] = memory.least_again_s(rank, held, points)
+        return again
 
     def _least_send_s(self, degrees: Degrees, sent_bytes: Sequence[float]) -> float:
         sent = min(sent_bytes, default=0.0)
@@ -244,19 +250,21 @@ class Scheduled:
         costs: Costs,
         send_s: float = 0.0,
         remade: Floats | tuple[float, float] = (0.0, 0.0),
+        hides: bool = False,
     ) -> StageSums:
         """Sums of stages.
 
         Args:
             send_s: the least that any stage takes to send to another rank.
             remade: seconds that are surely spent on making things again (``_remade``), in several ways.
+            hides: units may compute for longer than their costs say, and hide all traffic that can be hidden.
         """
         of_kind, hidden = self.cut(degrees).of_kind, 1 - self.cluster.overlap
         forward, forward_comm, backward, backward_comm, half = (of_kind @ self._times(costs)).T
         way, back, head, tail, step = np.moveaxis(of_kind @ self._state_s(splits, costs), -1, 0)
 
         def exposed(comm: Floats, compute: Floats) -> Floats:
-            return np.maximum(hidden * comm, comm - compute)
+            return hidden * comm if hides else np.maximum(hidden * comm, comm - compute)
 
         beside = backward + remade[0]
         waited = beside + backward_comm + remade[1]

@@ -8,9 +8,11 @@ from dataclasses import replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from autoplan.cost.degrees import Degrees
 from autoplan.cost.keep import FULL, NONE
-from autoplan.cost.memory import StateRates, limit_bytes
+from autoplan.cost.memory import limit_bytes
 from autoplan.cost.step import Assignment, simulated, stage_prices, step_estimate
 from autoplan.cost.unit import StrategiesOf, UnitCost
 from autoplan.errors import InputError, PlanError
@@ -23,7 +25,7 @@ from autoplan.search.layout_problem import LayoutsOf
 from autoplan.search.optimist import Optimist
 from autoplan.search.pins import Pins
 from autoplan.search.pipeline_bound import pipeline_bound_s
-from autoplan.search.places import best_place, least_of_each, place_on
+from autoplan.search.places import hiding, least_of_each, staging_question
 from autoplan.search.plan_of import plan_of
 from autoplan.search.remembered import as_key, digest, remembered
 from autoplan.search.result import Candidate
@@ -174,9 +176,12 @@ class Space:
         """How many combinations of degrees, state sharding, micro-batch size and schedule there are."""
         return sum(1 + self.stands_for(degrees) for degrees in self.candidates)
 
-    def known_of(self, degrees: Degrees) -> tuple[bool, bool]:
-        """What bounds of ``degrees`` rest on: whether its layouts are solved, and whether its graph is at hand."""
-        return self.knows(degrees), self._graphs.at_hand(degrees.micro_batch) is not None
+    def known_of(self, degrees: Degrees) -> tuple[bool, bool, int]:
+        """What bounds of ``degrees`` rest on: whether its layouts are solved, whether its graph is at hand, and what is
+        known of what changes of layout take."""
+        knows = self.knows(degrees)
+        at_hand = self._graphs.at_hand(degrees.micro_batch) is not None
+        return knows, at_hand, 0 if knows else self._together.level(degrees)
 
     def knows(self, degrees: Degrees) -> bool:
         """True if the layouts for these degrees have been solved already."""
@@ -247,26 +252,20 @@ class Space:
     def mesh_bound_s(self, degrees: Degrees) -> float:
         """What the mean rank computes and waits for on its tp, cp and ep axes, whatever the schedule, and however data
         ranks share state and batch."""
-        total_s = self._whole.total_s(degrees)
-        if degrees.cp == 1 == len(self._types):
-            total_s = self._together.total_s((degrees.micro_batch, degrees.tp, degrees.ep), total_s)
+        total_s = self._together.total_s(degrees, self._whole.total_s(degrees))
         return degrees.num_micro_batches * total_s / degrees.pp
 
     def joined_bounds_s(self, degrees: Degrees) -> Iterator[float]:
-        """Bounds that know what changes of layout take at least, which ``mesh_bound_s`` knows from then on."""
-        if degrees.tp == 1 or degrees.cp > 1 or len(self._types) > 1 or self.knows(degrees):
-            return
-        for _ in self._together.learn(key := (degrees.micro_batch, degrees.tp, degrees.ep)):
-            whole_s = self._together.whole_s(key) if _searched(degrees) else 0.0
-            filled_s = pipeline_bound_s(whole_s, 0.0, 0.0, degrees.pp, degrees.num_micro_batches)
-            bound_s = max(self.mesh_bound_s(degrees), filled_s)
-            yield relieved_s(self.cluster, degrees, bound_s, self.mesh_bound_s)
+        """Bounds that know what changes of layout take at least, as others of these layouts do from then on."""
+        for _ in () if self.knows(degrees) else self._together.learn(degrees):
+            bounds = self.mesh_bound_s(degrees), self.first_bound_s(degrees)
+            yield max(*bounds, self.optimistic_bound_s(degrees))
 
     @cached_property
     def _together(self) -> LayoutBound:
         shares = sorted({degrees.ep for degrees in self.candidates})
-        on, ways = self._types[0], (self._strategies_of, self._layouts_of)
-        return LayoutBound(self._graphs, self.chain, shares, on, ways, self._solved_before(on))
+        ways, known = (self._strategies_of, self._layouts_of), self._solved_before(self._types[0])
+        return LayoutBound(self._graphs, self.chain, shares, self._types, ways, known)
 
     def first_bound_s(self, degrees: Degrees, any_schedule: bool = False) -> float:
         """A bound that costs microseconds; infinite if the state and what must be kept do not fit.
@@ -277,11 +276,13 @@ class Space:
         if passes is None:
             return math.inf
         forward_s, backward_s, tail_s = passes
+        # no term below counts a forward pass more often than its backward pass
+        forward_s += self._together.total_s(degrees, alone_s := self._whole.total_s(degrees)) - alone_s
         own_s = (degrees.num_micro_batches * (forward_s + backward_s) + tail_s) / degrees.pp
         if any_schedule:
             return own_s
         if _searched(degrees):
-            bound_s = pipeline_bound_s(*passes, degrees.pp, degrees.num_micro_batches)
+            bound_s = pipeline_bound_s(forward_s, backward_s, tail_s, degrees.pp, degrees.num_micro_batches)
         else:
             bound_s = max(own_s, self._of_splits(self._scheduled_s, degrees))
         return relieved_s(self.cluster, degrees, bound_s, lambda _: own_s)
@@ -295,7 +296,7 @@ class Space:
         ]
 
     def _scheduled_s(self, degrees: Degrees, splits: Splits) -> list[float]:
-        return self._scheduled.bounds_s(degrees, splits, self._best_costs(degrees)).tolist()
+        return self._of_any_layout(self._scheduled.bounds_s, degrees, splits)
 
     def _of_splits(
         self,
@@ -345,7 +346,8 @@ class Space:
         return self._of_splits(self._work_s, degrees)
 
     def _work_s(self, degrees: Degrees, splits: Splits) -> list[float]:
-        return self._scheduled.work_s(degrees, splits, self._best_costs(degrees)).tolist()
+        costs = self._raised(degrees) or self._best_costs(degrees)
+        return self._scheduled.work_s(degrees, splits, costs).tolist()
 
     def _least_costs(self, degrees: Degrees) -> tuple[Mapping[str, UnitCost], ...]:
         """On each type of device, the least of each cost of units over the choices of layouts, once they are solved;
@@ -358,6 +360,17 @@ class Space:
             on = zip(*(choice.costs_on for choice in self.choices(degrees)), strict=True)
             self._least[key] = tuple(map(least_of_each, on))
         return self._least[key]
+
+    def _raised(self, degrees: Degrees) -> Mapping[str, UnitCost] | None:
+        """``_best_costs`` with what changes of layout take at least, where that is known and layouts are not.
+
+        No bound of 1F1B counts a forward pass more often than its backward pass, if it does not make all again, and no
+        other bound a backward pass more often than its forward pass.
+        """
+        free = self.pins.recompute in (None, NONE)
+        if self.knows(degrees) or not free or not self._together.level(degrees):
+            return None
+        return self._together.raised(degrees, self._best_costs(degrees), forward=_searched(degrees))
 
     def _best_costs(self, degrees: Degrees) -> Mapping[str, UnitCost]:
         """The same with each unit on the device that is best for it."""
@@ -374,6 +387,8 @@ class Space:
         """A bound that knows memory, recomputation and stages, but searches no layouts."""
         if _searched(degrees):
             bound_s = staging_bound_s(self._question(degrees, self._least_costs(degrees), ()))
+            if (raised := self._raised(degrees)) is not None:
+                bound_s = max(bound_s, staging_bound_s(hiding(self._question(degrees, (raised,), ()))))
         else:
             bound_s = self._of_splits(self._any_layout_s, degrees)
         return relieved_s(self.cluster, degrees, bound_s)
@@ -388,7 +403,13 @@ class Space:
         return relieved_s(self.cluster, degrees, bound_s, self.work_bound_s)
 
     def _any_layout_s(self, degrees: Degrees, splits: Splits) -> list[float]:
-        return self._scheduled.first_rank_bounds_s(degrees, splits, self._best_costs(degrees)).tolist()
+        return self._of_any_layout(self._scheduled.fullest_ranks_bounds_s, degrees, splits)
+
+    def _of_any_layout(self, asked: Callable[..., Any], degrees: Degrees, splits: Splits) -> list[float]:
+        bounds = asked(degrees, splits, self._best_costs(degrees))
+        if (raised := self._raised(degrees)) is not None:
+            bounds = np.maximum(bounds, asked(degrees, splits, raised, hides=True))
+        return bounds.tolist()
 
     def _first_rank_s(
         self, degrees: Degrees, splits: Splits, choice: LayoutChoice, ranks: int = 1
@@ -464,28 +485,9 @@ class Space:
     def _question(
         self, degrees: Degrees, costs_on: Sequence[Mapping[str, UnitCost]], sent_bytes: Sequence[float]
     ) -> StagingQuestion:
-        """How to cut the chain into stages; what a cut sends is taken at its least."""
-        sent = min(sent_bytes, default=0.0)
-        places = [
-            place_on(only, self.chain, costs, degrees, self.job, sent)
-            for costs, only in zip(costs_on, self._types, strict=True)
-        ]
-        types = [self.cluster.type_of(rank, degrees.pp) for rank in range(degrees.pp)]
-        one = best_place(places)
-        return StagingQuestion(
-            runs=one.runs,
-            stages=degrees.pp,
-            micro_batches=degrees.num_micro_batches,
-            send_s=one.send_s,
-            sent_bytes=sent,
-            overlap=one.overlap,
-            rates=StateRates.of(degrees, self.job),
-            limit_bytes=one.limit_bytes,
-            reserve_bytes=one.reserve_bytes,
-            recompute=self.pins.recompute,
-            without=self.pins.rules.without,
-            places=tuple(places[kind] for kind in types) if len(places) > 1 else (),
-        )
+        """How to cut the chain into stages."""
+        asked = self.cluster, self.chain, self.job, self.pins, degrees
+        return staging_question(*asked, costs_on, sent_bytes)
 
 
 def _layouts_key(degrees: Degrees) -> tuple[int, int, int, int]:

@@ -22,6 +22,7 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from itertools import pairwise
 from typing import Any
 
@@ -260,28 +261,28 @@ class _Unequal:
     the beginning.
     """
 
-    tables: Sequence[Any]
+    tables: Any
 
     @classmethod
     def of(cls, q: StagingQuestion) -> _Unequal:
         ways = [_least_s(q, run) for run in q.runs for _ in range(run.count)]
-        before = np.concatenate(((0.0,), np.cumsum(ways)))
-        never = np.triu(np.ones((len(before), len(before)), dtype=bool), 1)  # a after b
-        sends = np.concatenate(((0.0,), np.cumsum(q.sends_s)))
-        trips, tables = _trips_s(q), []
-        on: dict[int, tuple[Any, _Memory]] = {}  # by type of device
+        before, trips = np.concatenate(((0.0,), np.cumsum(ways))), _trips_s(q)
+        ranges = _ranges(tuple(run.count for run in q.runs))
+        free, both = np.empty((2, q.stages, len(ranges.held)))
+        alike: dict[int, list[int]] = {}  # stages by type of device
         for s in range(q.stages):
-            kind = id(q.places[s]) if q.places else 0
-            if kind not in on:
-                units = [run for run in q.at(s).runs for _ in range(run.count)]
-                on[kind] = _between(np.array([_figures(run) for run in units]).T), _Memory.of(q, units)
-            figures, memory = on[kind]
-            again = memory.again_s(q, s)
-            asked = figures[:, None], np.maximum(again, 0.0)[None], (s,), q.at(s).overlap, trips
-            (free,), (both,) = _least_z(q, *asked)
-            free = np.maximum(free, both + before + 2 * sends[s])
-            free[never | np.isnan(again)] = np.inf
-            tables.append(free)
+            alike.setdefault(id(q.places[s]) if q.places else 0, []).append(s)
+        for stages in alike.values():
+            place = q.at(stages[0])
+            again = _Memory.of(q, place.runs, ranges).again_s(q, stages)
+            figures = np.array([_figures(run) for run in place.runs]).T @ ranges.held.T
+            free[stages], both[stages] = _least_z(q, figures[:, None], again, stages, place.overlap, trips)
+        sends = 2 * np.concatenate(((0.0,), np.cumsum(q.sends_s)))
+        tables = np.maximum(
+            np.where(np.isnan(free), np.inf, free)[:, ranges.place],
+            np.where(np.isnan(both), np.inf, both)[:, ranges.place] + before + sends[:, None, None],
+        )
+        tables[:, ranges.never] = np.inf
         return cls(tables)
 
     def holds(self, z: float) -> bool:
@@ -299,17 +300,43 @@ class _Unequal:
         return end == 0
 
 
-def _between(each: Any) -> Any:
-    """Sums of units' figures, shape (…, units), over those from a to b: shape (…, b, a)."""
-    sums = np.concatenate((np.zeros((*each.shape[:-1], 1)), np.cumsum(each, axis=-1)), axis=-1)
-    return sums[..., :, None] - sums[..., None, :]
+@dataclass(frozen=True, slots=True)
+class _Ranges:
+    """What the ranges of a chain hold, each once.
+
+    Args:
+        held: units of each run; shape (ranges, runs).
+        place: which of them are the units from a to b; shape (b, a).
+        never: a after b; shape (b, a).
+        b, a: of each range, ends that it has.
+    """
+
+    held: Any
+    place: Any
+    never: Any
+    b: Any
+    a: Any
+
+
+@lru_cache(maxsize=64)
+def _ranges(counts: tuple[int, ...]) -> _Ranges:
+    """The ranges of a chain of runs of so many units."""
+    units = np.repeat(np.eye(len(counts)), counts, axis=0)
+    until = np.concatenate((np.zeros((1, len(counts))), np.cumsum(units, axis=0)))
+    ends = len(until)
+    never = np.triu(np.ones((ends, ends), dtype=bool), 1)
+    between = np.where(never[..., None], 0.0, until[:, None] - until)
+    held, first, place = np.unique(
+        between.reshape(-1, len(counts)), axis=0, return_index=True, return_inverse=True
+    )
+    return _Ranges(held, place.reshape(ends, ends), never, *np.divmod(first, ends))
 
 
 @dataclass(frozen=True, slots=True)
 class _Memory:
-    """Of the units from a to b: bytes of state; bytes that each micro-batch in flight keeps at most, and at least; and
-    what can be made again, the cheapest bytes first, as (bytes, seconds a byte). ``largest``: bytes that go with the
-    largest of them."""
+    """Of ranges of units: bytes of state; bytes that each micro-batch in flight keeps at most, and at least; and what can
+    be made again, the cheapest bytes first, as (bytes, seconds a byte). ``largest``: bytes that go with the largest of
+    the units."""
 
     state: Any
     kept: Any
@@ -319,7 +346,8 @@ class _Memory:
     largest: Any
 
     @classmethod
-    def of(cls, q: StagingQuestion, units: Sequence[Run]) -> _Memory:
+    def of(cls, q: StagingQuestion, units: Sequence[Run], ranges: _Ranges) -> _Memory:
+        """``units``: one of each run."""
         forced = [_forced(q, unit) for unit in units]
         hulls = [
             ((keep.kept_bytes, 0.0),)
@@ -334,29 +362,35 @@ class _Memory:
             for (k1, s1), (k2, s2) in pairwise(points):
                 if k1 > k2:
                     rates.setdefault((s2 - s1) / (k1 - k2), [0.0] * len(units))[place] += k1 - k2
-        state, kept, least, forced_s, *pieces = _between(
-            np.array(
-                [
-                    [unit.state_bytes for unit in units],
-                    [points[0][0] for points in hulls],
-                    [points[-1][0] for points in hulls],
-                    [0.0 if keep is None else keep.rerun_s for keep in forced],
-                    *(rates[rate] for rate in sorted(rates)),
-                ]
-            )
-        )
-        costs = [_at_work(unit.cost, keep) for unit, keep in zip(units, forced, strict=True)]
-        largest = largest_bytes(costs, q.rates) if q.stages == 1 else largest_between(costs, q.rates)
+        of_units = [
+            [unit.state_bytes for unit in units],
+            [points[0][0] for points in hulls],
+            [points[-1][0] for points in hulls],
+            [0.0 if keep is None else keep.rerun_s for keep in forced],
+            *(rates[rate] for rate in sorted(rates)),
+        ]
+        state, kept, least, forced_s, *pieces = np.array(of_units) @ ranges.held.T
+        costs = [
+            cost
+            for unit, keep in zip(units, forced, strict=True)
+            for cost in [_at_work(unit.cost, keep)] * unit.count
+        ]
+        if q.stages == 1:
+            largest = largest_bytes(costs, q.rates)
+        else:
+            largest = largest_between(costs, q.rates)[ranges.b, ranges.a]
         return cls(state, kept, least, forced_s, list(zip(pieces, sorted(rates), strict=True)), largest)
 
-    def again_s(self, q: StagingQuestion, s: int) -> Any:
-        """Seconds that these units spend at least in stage s on making again what memory does not hold; NaN where it
-        never fits."""
-        held = in_flight(s, q.stages, q.micro_batches)
-        room = _room(q, s, self.largest) - self.state
-        over = self.kept - room / held
-        again = self.forced_s.copy()
+    def again_s(self, q: StagingQuestion, stages: Sequence[int]) -> Any:
+        """Seconds that these units spend at least in each of ``stages`` on making again what memory does not hold; NaN
+        where it never fits; shape (stages, ranges)."""
+        held = _in_flight(q, stages)[:, None]
+        room = (
+            np.array([_room(q, s, self.largest) for s in stages]).reshape(len(stages), -1) - self.state
+        ) / held
+        over = self.kept - room
+        again = np.tile(self.forced_s, (len(stages), 1))
         for freed, byte_s in self.pieces:
-            again += byte_s * np.clip(over, 0.0, freed)
+            again += byte_s * np.minimum(np.maximum(over, 0.0), freed)
             over = over - freed
-        return np.where(self.least <= room / held, again, np.nan)
+        return np.where(self.least <= room, again, np.nan)
