@@ -80,7 +80,14 @@ class Pools:
 
     def close(self) -> None:
         for ranks in self.made.values():
-            ranks.close()
+            end(ranks)
+
+
+def end(ranks: Ranks) -> None:
+    """Stop them at once: those that are forked hold each other's pipes open, and so see no end."""
+    for process in ranks.processes:
+        process.kill()
+    ranks.close()
 
 
 def check_all(cases: Sequence[Case]) -> list[Outcome]:
@@ -100,7 +107,7 @@ def tried(cases: Sequence[Case], ranks: Ranks) -> list[Outcome]:
     try:
         of_ranks = ranks(check_all, cases)
     except AssertionError as error:
-        ranks.close()
+        end(ranks)
         if len(cases) == 1:
             return [(str(error), 0.0)]
         return [outcome for case in cases for outcome in tried([case], ranks)]
@@ -279,7 +286,7 @@ def main() -> None:
         case = found.case(asked.only)
         ranks = Ranks(case.world, "fork")
         print(case, *tried([case], ranks)[0], sep="\n")
-        ranks.close()
+        end(ranks)
         return
     around = surroundings()
     result = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.exists() else {"runs": []}
