@@ -1,7 +1,7 @@
 """Predicted against measured: the step time of many plans, run for real on ranks of this machine.
 
-    python benchmarks/predicted_steps.py                     2, 4 and 8 ranks, 12 plans each (about 15 minutes)
-    python benchmarks/predicted_steps.py --ranks 2 --plans 4 a quick look
+    python benchmarks/predicted_steps.py                                       2, 4 and 8 ranks, 12 plans each (half an hour)
+    python benchmarks/predicted_steps.py --ranks 2 --plans 4 --rounds 1        a quick look
 
 For each number of ranks the machine is measured (`autoplan profile`), a sample of the plans that the search
 space holds is priced from that profile, and each is trained for some steps. All plans of one number of ranks are
