@@ -47,11 +47,13 @@ __all__ = [
     "StageLoad",
     "StateRates",
     "activation_bytes",
+    "at_work",
     "fixed_reserve_bytes",
     "in_flight",
     "largest_pair",
     "limit_bytes",
     "rank_memory",
+    "reduced_bytes",
     "state_bytes",
 ]
 
@@ -177,7 +179,12 @@ def rank_memory(
         early = [k + c >= g for k, c, g in zip(kept, copied, late, strict=True)]
         activations, copies = sum(compress(kept, early)), sum(compress(copied, early))
         gradients = sum(g for g, before in zip(late, early, strict=True) if not before)
-    reduced, workspace = _at_work(loads, rates)
+    working = [
+        unit.workspace_bytes + keep.again_bytes
+        for load in loads
+        for unit, keep in zip(load.units, load.keeps, strict=True)
+    ]
+    reduced, workspace = at_work(units, working, rates)
     owners = {
         "parameters": stored * rates.master,
         "gradients": gradients + reduced,
@@ -190,21 +197,21 @@ def rank_memory(
     return MemoryEstimate(**owners, reserve=reserve)
 
 
-def _at_work(loads: Sequence[StageLoad], rates: StateRates) -> tuple[float, float]:
-    """The buffer of gradients that were reduced last, and what a unit's backward works with beside it. Where all
-    gradients are late, the last unit of the chain works before there is such a buffer."""
-    reduced = rates.reduced_units * max(unit.trainable for load in loads for unit in load.units)
-    working = [
-        unit.workspace_bytes + keep.again_bytes
-        for load in loads
-        for unit, keep in zip(load.units, load.keeps, strict=True)
-    ]
+def at_work(units: Sequence[UnitCost], working: Sequence[float], rates: StateRates) -> tuple[float, float]:
+    """The buffer of gradients that were reduced last, and what a unit's backward works with beside it; ``working``: bytes
+    that each unit's does. Where all gradients are late, the last unit of the chain works before there is such a buffer."""
+    reduced = reduced_bytes(units, rates)
     *others, last = working
     if not rates.late_gradient:
         return reduced, max(working)
     if not others or last >= reduced + max(others):
         return 0.0, last
     return reduced, max(others)
+
+
+def reduced_bytes(units: Sequence[UnitCost], rates: StateRates) -> float:
+    """The gradients of the unit that was reduced last."""
+    return rates.reduced_units * max(unit.trainable for unit in units)
 
 
 def state_bytes(unit: UnitCost, degrees: Degrees, rates: StateRates) -> float:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from autoplan.cost.memory import StateRates, largest_pair
+from autoplan.cost.memory import StateRates, at_work, largest_pair, reduced_bytes
 from autoplan.cost.unit import UnitCost
 
 if TYPE_CHECKING:
@@ -31,17 +31,8 @@ def largest_bytes(units: Sequence[UnitCost], rates: StateRates) -> float:
 
 
 def _working_bytes(units: Sequence[UnitCost], rates: StateRates) -> float:
-    """What a unit's backward works with, and the gradients that were reduced before it. Where gradients are late, those of
-    the last unit come before any reduction."""
-    works = [unit.workspace_bytes for unit in units]
-    if rates.late_gradient and works[1:]:
-        return max(works[-1], _reduced_bytes(units, rates) + max(works[:-1]))
-    return max(works) + (0.0 if rates.late_gradient else _reduced_bytes(units, rates))
-
-
-def _reduced_bytes(units: Sequence[UnitCost], rates: StateRates) -> float:
-    """The gradients that were reduced last."""
-    return rates.reduced_units * max(unit.trainable for unit in units)
+    """What a unit's backward works with, and the gradients that were reduced before it."""
+    return sum(at_work(units, [unit.workspace_bytes for unit in units], rates))
 
 
 def largest_between(units: Sequence[UnitCost], rates: StateRates) -> Floats:
@@ -104,7 +95,7 @@ class LargestTerm:
         self._scale, self._before = scale, 0.0
         if rates.late_gradient:
             units = [run.cost for run in runs for _ in range(min(run.most, 2))]
-            self._before = _reduced_bytes(units, rates) * scale
+            self._before = reduced_bytes(units, rates) * scale
             self._working: Any = model.add_variable(lb=_working_bytes(units, rates) * scale)
             self.total = self._working
         else:
