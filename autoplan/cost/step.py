@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from autoplan.hardware import AnyCluster
     from autoplan.plan import Job
 
-__all__ = ["Assignment", "StagePrice", "simulated", "stage_prices", "step_estimate"]
+__all__ = ["Assignment", "StagePrice", "shares_cores", "simulated", "stage_prices", "step_estimate"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,12 +158,12 @@ def simulated(
 ) -> Simulation:
     """The step of ``stages`` under the schedule of ``degrees``."""
     run = _simulated(stages, degrees, free_sends)
-    if not _shares_cores(degrees, cluster):
+    if not shares_cores(cluster, degrees):
         return run
     return relieved(run, lambda busy: cluster.relief(busy * cluster.world_size / degrees.pp))
 
 
-def _shares_cores(degrees: Degrees, cluster: AnyCluster) -> bool:
+def shares_cores(cluster: AnyCluster, degrees: Degrees) -> bool:
     """True if a stage is faster while others wait."""
     return bool(cluster.relief(cluster.world_size / degrees.pp) < 1)
 
@@ -218,7 +218,7 @@ def _step_parts(
         parts["host_copies"] = m * copied_s
     if degrees.cp > 1 or degrees.ep > 1:
         parts["cp_comm" if degrees.cp > 1 else "ep_comm"] = m * sum(s.times.cp_comm_s for s in busiest)
-    if _shares_cores(degrees, cluster):
+    if shares_cores(cluster, degrees):
         share = float(run.busy_s[rank]) / work_s[rank]
         parts |= {name: seconds * share for name, seconds in parts.items() if name != "pp_comm"}
     idle_s = step_s - sum(parts.values())

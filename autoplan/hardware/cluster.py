@@ -168,10 +168,10 @@ class Cluster(
     def relief(self, busy: Any) -> Any:
         """Of the seconds that work takes while all devices work, the share that it takes while ``busy`` (a number or
         an array) of them do: below 1 where the ranks of a machine share its cores (``Device.at_once``)."""
-        at_once, ranks = self.device.at_once, self.world_size
-        if not at_once or at_once >= ranks or self.nodes > 1:
-            return busy * 0.0 + 1.0
-        return greater(busy, at_once) / ranks
+        at_once = self.device.at_once
+        if not at_once or at_once >= self.world_size or self.nodes > 1:
+            return 1.0
+        return greater(busy, at_once) / self.world_size
 
     def slowdown_of(self, communication: str = "any", compute: str = "any", level: str = "") -> Slowdown:
         """The factors by which that communication (a collective, ``to_host`` or ``from_host``) over that

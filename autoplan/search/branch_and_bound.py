@@ -32,10 +32,9 @@ from enum import IntEnum
 from typing import TYPE_CHECKING
 
 from autoplan.cost.degrees import Degrees
-from autoplan.cost.step import Assignment
+from autoplan.cost.step import Assignment, shares_cores
 from autoplan.search.goal import Goal, Objective
 from autoplan.search.result import Candidate
-from autoplan.search.shared_cores import shares_cores
 from autoplan.search.space import Space
 
 if TYPE_CHECKING:

@@ -10,12 +10,7 @@ from autoplan.cost.degrees import Degrees
 if TYPE_CHECKING:
     from autoplan.hardware import AnyCluster
 
-__all__ = ["relieved_s", "shares_cores"]
-
-
-def shares_cores(cluster: AnyCluster, degrees: Degrees) -> bool:
-    """True if a stage is faster while others wait."""
-    return relieved_s(cluster, degrees, 1.0) < 1
+__all__ = ["relieved_s"]
 
 
 def relieved_s(

@@ -440,8 +440,8 @@ class Space:
             best = solve_staging(question)
         else:
             best = best_of_allowed(question, self.pins.rules.recompute)
-        asked = self.cluster, degrees, best.bound_s if best else 0.0, self.work_bound_s
-        return best and replace(best, bound_s=relieved_s(*asked))
+        asked = self.cluster, degrees
+        return best and replace(best, bound_s=relieved_s(*asked, best.bound_s, self.work_bound_s))
 
     def _evenly(self, degrees: Degrees, choice: LayoutChoice) -> Staging | None:
         """The even stages with the least made again that fits, in the best way; None if nothing fits."""
