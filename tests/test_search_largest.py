@@ -19,7 +19,8 @@ from autoplan.cost.unit import UnitCost
 from autoplan.plan import Job, Precision
 from autoplan.search.largest import largest_between, largest_bytes
 from autoplan.search.run import Run
-from autoplan.search.stages import StagingQuestion, solve_staging
+from autoplan.search.stages import StagingQuestion
+from autoplan.search.staging import solve_staging
 from autoplan.search.staging_bound import staging_bound_s
 
 CLUSTER = toy_cluster(nodes=2, node_size=4, memory=80e9)

@@ -28,7 +28,7 @@ from autoplan.search.pipeline_bound import pipeline_bound_s
 from autoplan.search.run import Run
 from autoplan.search.space import Space
 from autoplan.search.splits import Splits
-from autoplan.search.stages import solve_staging
+from autoplan.search.staging import solve_staging
 from autoplan.search.staging_bound import staging_bound_s
 
 GRAPHS: dict[tuple[int, int, bool], ModelGraph] = {}

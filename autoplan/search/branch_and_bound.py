@@ -14,7 +14,7 @@ The one with the least is taken out and looked at more closely:
              layouts of the blocks at this micro-batch and tp        a micro-batch and tp
     RANKS    under schedules whose stages are cut evenly:        a millisecond or two
              the memory of every rank
-    solved   the stages' integer program, then the simulated step; where that is slower than the program's bound,
+    solved   the best stages, then the simulated step; where that is slower than the stages' bound,
              the candidate waits again under this bound, for the best of its other stages
 
 Bounds only grow on the way. When the least one in the queue is within the wanted gap of the best plan

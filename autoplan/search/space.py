@@ -34,7 +34,8 @@ from autoplan.search.scheduled import Scheduled
 from autoplan.search.sequence_choice import SEQUENCE, cuts_sequence, sequence_choices
 from autoplan.search.shared_cores import relieved_s
 from autoplan.search.splits import Splits
-from autoplan.search.stages import Staging, StagingQuestion, best_of_allowed, solve_staging
+from autoplan.search.stages import Staging, StagingQuestion
+from autoplan.search.staging import best_of_allowed, solve_staging
 from autoplan.search.staging_bound import staging_bound_s
 from autoplan.search.whole_chain import WholeChain
 
@@ -486,8 +487,7 @@ class Space:
         self, degrees: Degrees, costs_on: Sequence[Mapping[str, UnitCost]], sent_bytes: Sequence[float]
     ) -> StagingQuestion:
         """How to cut the chain into stages."""
-        asked = self.cluster, self.chain, self.job, self.pins, degrees
-        return staging_question(*asked, costs_on, sent_bytes)
+        return staging_question(self.cluster, self.chain, self.job, self.pins, degrees, costs_on, sent_bytes)
 
 
 def _layouts_key(degrees: Degrees) -> tuple[int, int, int, int]:

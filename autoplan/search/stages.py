@@ -36,7 +36,7 @@ In a cluster of several types of device, a stage's seconds and memory are those 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
@@ -55,8 +55,8 @@ __all__ = [
     "Place",
     "Staging",
     "StagingQuestion",
-    "best_of_allowed",
-    "solve_staging",
+    "assignments",
+    "solve_program",
 ]
 
 
@@ -159,21 +159,8 @@ class Staging:
     bound_s: float
 
 
-def best_of_allowed(question: StagingQuestion, allowed: frozenset[str]) -> Staging | None:
-    """The best cut of the chain whose recomputation is one of ``allowed`` (``none``, ``full``, ``mixed``)."""
-    ways = {
-        "none": replace(question, recompute=NONE),
-        "full": replace(question, recompute=FULL),
-        "mixed": replace(question, some=True, not_all=True),
-    }
-    found = [staging for name in sorted(allowed) if (staging := solve_staging(ways[name])) is not None]
-    if not found:
-        return None
-    return min(found, key=lambda staging: staging.bound_s)
-
-
-def solve_staging(question: StagingQuestion) -> Staging | None:
-    """The best cut of the chain, or None if none fits in memory."""
+def solve_program(question: StagingQuestion) -> Staging | None:
+    """The best cut of the chain by the integer program, or None if none fits in memory."""
     from ortools.math_opt.python import mathopt
 
     program = _Program(question, mathopt.Model(name="stages"))
@@ -184,7 +171,7 @@ def solve_staging(question: StagingQuestion) -> Staging | None:
     counts = [[round(values[v]) for v in row] for row in program.n]
     again = [[(name, [round(values[v]) for v in row]) for name, _, row in ways] for ways in program.r]
     bound = max(result.best_objective_bound(), 0.0) * program.unit_s
-    return Staging(_assignments(question, counts, again), bound)
+    return Staging(assignments(question, counts, again), bound)
 
 
 class _Program:
@@ -399,12 +386,12 @@ def _last_s(run: Run) -> float:
     return run.traffic.backward_s + run.traffic.tail_fsdp_s + run.traffic.tail_dp_s
 
 
-def _assignments(
+def assignments(
     question: StagingQuestion,
     counts: Sequence[Sequence[int]],
     again: Sequence[Sequence[tuple[str, Sequence[int]]]],
 ) -> tuple[Assignment, ...]:
-    """Ranges of the chain; of the units of a run in a stage, the first ones do something again."""
+    """Ranges of the chain, from ``counts`` of units of each run on each stage, and of those that go each of its ways; of the units of a run in a stage, the first ones do something again."""
     stages, start = [], 0
     for s in range(question.stages):
         chosen, position = {}, start

@@ -37,7 +37,7 @@ from autoplan.search.pipeline_bound import pipeline_bound_s
 from autoplan.search.run import Run
 from autoplan.search.stages import StagingQuestion
 
-__all__ = ["staging_bound_s"]
+__all__ = ["least_of_ranges", "staging_bound_s"]
 
 _ROUNDS = 14  # of bisection: the interval shrinks 16,000 times
 
@@ -61,6 +61,11 @@ def staging_bound_s(question: StagingQuestion) -> float:
         middle = (low + high) / 2
         low, high = (low, middle) if holds(middle) else (middle, high)
     return low
+
+
+def least_of_ranges(question: StagingQuestion) -> Any:
+    """The least z at which each stage holds the units from a to b; shape (stages, b, a)."""
+    return _Unequal.of(question).tables
 
 
 @dataclass(frozen=True, slots=True)
