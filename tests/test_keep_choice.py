@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from itertools import chain, combinations
 
+import pytest
+from frontiers import below
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from autoplan.cost.keep import hull, keep_of, needed
 from autoplan.cost.storages import Step, Storage, Storages
 from autoplan.hardware import Cluster
-from autoplan.search.keep_choice import frontier
+from autoplan.search.keep_choice import frontier, least_frontier
 
 CLUSTER = Cluster.of("h100-sxm", gpus=1)
 
@@ -52,8 +54,12 @@ def test_no_set_of_ops_is_below_the_frontier(found: Storages) -> None:
     assert points[0] == (found.kept_bytes, 0.0)
     assert set(points) <= set(best), "a point of the frontier that another set of ops beats"
     assert points[-1] == best[-1]
+    least = least_frontier(found)
+    assert all(below(least, kept) <= seconds + 1e-9 for kept, seconds in best)
+    assert least[0] == best[0] and least[-1][0] == best[-1][0]
     if len(best) <= 4:  # as many as its rounds surely find
         assert set(points) == set(best)
+        assert least == tuple(pytest.approx(point) for point in best)
 
 
 @settings(max_examples=60, deadline=None)

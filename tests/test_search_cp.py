@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 
 import pytest
+from frontiers import below
 from search_cases import CLUSTER, graphs_of, job_of, space_of
 
 from autoplan.cost import price
@@ -47,6 +48,8 @@ def test_no_layouts_are_below_the_bounds() -> None:
                 assert least.times.forward_s <= cost.times.forward_s * (1 + 1e-9)
                 assert least.times.backward_s <= cost.times.backward_s * (1 + 1e-9)
                 assert least.saved_bytes <= cost.saved_bytes
+                for kept, seconds in cost.least_again:
+                    assert below(least.least_again, kept) <= seconds + 1e-12
                 assert least.parameters <= cost.parameters
             staging = looked.solve(degrees, choice)
             assert staging is not None

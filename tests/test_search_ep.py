@@ -6,9 +6,9 @@ import functools
 import math
 from dataclasses import replace
 
-import numpy as np
 import pytest
 from equality import make, make_batch
+from frontiers import below
 from search_cases import CLUSTER, graphs_of, job_of, space_of
 
 from autoplan.cost import price
@@ -47,12 +47,6 @@ def test_a_plan_that_shares_experts_is_priced_as_said(pin: dict[str, int]) -> No
     assert again == result.estimate
     assert sum(again.parts.values()) == pytest.approx(again.step_time_s)
     assert again.parts["ep_comm"] > 0
-
-
-def below(points: tuple[tuple[float, float], ...], kept: float) -> float:
-    """Seconds of the frontier at ``kept`` bytes, of which it may keep fewer."""
-    bytes_, seconds = zip(*reversed(points), strict=True)
-    return float(np.interp(kept, bytes_, seconds)) if kept >= bytes_[0] * (1 - 1e-12) else math.inf
 
 
 def test_no_plan_is_below_the_bounds() -> None:

@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from frontiers import below
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_cost_toys import toy_cluster, toy_graph, toy_layouts, toy_strategies
@@ -150,7 +151,11 @@ def test_bounds_only_grow_and_never_pass_the_price(case: tuple[Space, Degrees]) 
     rough, chain = space.first_bound_s(degrees), space.optimistic_bound_s(degrees)
     joined = max(space.joined_bounds_s(degrees), default=0.0)
     mesh = space.mesh_bound_s(degrees)
+    optimistic = space._optimists[0].costs(degrees.micro_batch, degrees.tp)
     for choice in space.choices(degrees):
+        for kind, cost in choice.costs.items():
+            for kept, seconds in cost.least_again:
+                assert below(optimistic[kind].least_again, kept) <= seconds + 1e-12
         layout = space.choice_bound_s(degrees, choice)
         staging = space.solve(degrees, choice)
         if staging is None:

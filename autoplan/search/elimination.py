@@ -10,12 +10,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["NEVER", "Tables"]
+__all__ = ["NEVER", "Table", "Tables", "order_of", "table_of"]
 
 Floats = NDArray[np.float64]
 
@@ -23,67 +23,81 @@ NEVER = 1e9
 """A cost that no solution can afford."""
 
 
-@dataclass(slots=True)
+Table = tuple[tuple[int, ...], Floats]
+"""Distinct variables in order, and a dim of costs for each."""
+
+
+def table_of(names: tuple[int, ...], costs: Floats) -> Table:
+    """``costs``, with a dim for each of ``names``."""
+    order = sorted(range(len(names)), key=names.__getitem__)
+    return tuple(names[i] for i in order), costs.transpose(order)
+
+
+@dataclass(frozen=True, slots=True)
 class Tables:
     """Variables by their number of values, and tables over some of them."""
 
-    sizes: list[int]
-    _tables: list[tuple[tuple[int, ...], Floats]] = field(default_factory=list)
-
-    def add(self, names: tuple[int, ...], table: Floats) -> None:
-        """Add a table with a dim for each of ``names``, which are distinct."""
-        order = sorted(range(len(names)), key=names.__getitem__)
-        self._tables.append((tuple(names[i] for i in order), np.transpose(table, order)))
+    sizes: Sequence[int]
+    tables: Sequence[Table]
 
     def cost(self, taken: Sequence[int]) -> float:
         """What ``taken``, a value of each variable, costs."""
-        return float(sum(table[tuple(taken[name] for name in names)] for names, table in self._tables))
-
-    def order(self) -> tuple[list[int], int]:
-        """In which order to eliminate the variables that tables name, and how many entries all tables on the way have.
-
-        The better of two rules: the smallest table first, or the one that joins the least that was apart.
-        """
-        found = [_order(self.sizes, self._near(), rule) for rule in (_smallest, _least_joined)]
-        return min(found, key=lambda item: item[1])
-
-    def _near(self) -> dict[int, set[int]]:
-        near: dict[int, set[int]] = {}
-        for names, _ in self._tables:
-            for name in names:
-                near.setdefault(name, set()).update(names)
-        for name, others in near.items():
-            others.discard(name)
-        return near
+        return float(sum(table[tuple(taken[name] for name in names)] for names, table in self.tables))
 
     def minimise(self, order: Sequence[int]) -> list[int]:
         """The value of each variable at the minimum, 0 where no table names it; the tables stay as they are."""
-        tables = dict(enumerate(self._tables))
-        of: dict[int, set[int]] = {name: set() for name in order}
+        tables = dict(enumerate(self.tables))
+        of: dict[int, list[int]] = {name: [] for name in order}
         for index, (names, _) in tables.items():
             for name in names:
-                of[name].add(index)
-        back: list[tuple[int, tuple[int, ...], NDArray[np.intp]]] = []
+                of[name].append(index)
+        back: list[tuple[int, list[Table]]] = []
         for name in order:
-            mine = [(index, *tables.pop(index)) for index in sorted(of[name])]
-            near = tuple(sorted({other for _, names, _ in mine for other in names} - {name}))
-            total = np.zeros([self.sizes[dim] for dim in (*near, name)])
-            for index, names, values in mine:
-                values = np.moveaxis(values, names.index(name), -1)
-                total += values.reshape([self.sizes[dim] if dim in names else 1 for dim in (*near, name)])
-                for other in names:
-                    of[other].discard(index)
-            least = total.argmin(axis=-1)
-            back.append((name, near, least))
+            # the smallest first, so that few sums are over all neighbours
+            mine = sorted((tables.pop(i) for i in of[name] if i in tables), key=lambda table: table[1].size)
+            near = tuple(sorted({other for names, _ in mine for other in names} - {name}))
+            total = sum(_spread(table, (name, *near)) for table in mine)
+            back.append((name, mine))
             if near:
-                index = len(self._tables) + len(back)
-                tables[index] = near, np.take_along_axis(total, least[..., None], -1)[..., 0]
+                index = len(self.tables) + len(back)
+                tables[index] = near, np.min(total, axis=0)
                 for other in near:
-                    of[other].add(index)
+                    of[other].append(index)
         taken = [0] * len(self.sizes)
-        for name, near, least in reversed(back):
-            taken[name] = int(least[tuple(taken[other] for other in near)])
+        for name, mine in reversed(back):
+            column = sum(
+                values[tuple(slice(None) if other == name else taken[other] for other in names)]
+                for names, values in mine
+            )
+            taken[name] = int(np.argmin(column))
         return taken
+
+
+def _spread(table: Table, names: Sequence[int]) -> Floats:
+    """Its values with a dim for each of ``names``, the first of which it has; the others are in the order of its own."""
+    own, values = table
+    at = own.index(names[0])
+    values = values.transpose(at, *range(at), *range(at + 1, len(own)))
+    return values[tuple(slice(None) if name in own else None for name in names)]
+
+
+def order_of(sizes: Sequence[int], tables: Sequence[tuple[int, ...]]) -> tuple[list[int], int]:
+    """In which order to eliminate the variables that ``tables`` name, and how many entries all tables on the way have.
+
+    The better of two rules: the smallest table first, or the one that joins the least that was apart.
+    """
+    found = [_order(sizes, _near(tables), rule) for rule in (_smallest, _least_joined)]
+    return min(found, key=lambda item: item[1])
+
+
+def _near(tables: Sequence[tuple[int, ...]]) -> dict[int, set[int]]:
+    near: dict[int, set[int]] = {}
+    for names in tables:
+        for name in names:
+            near.setdefault(name, set()).update(names)
+    for name, others in near.items():
+        others.discard(name)
+    return near
 
 
 _Near = dict[int, set[int]]

@@ -13,10 +13,14 @@ A few of them are offered, as the integer program of the stages mixes them.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from autoplan.cost.keep import attention_core, needed, on_or_above
+import numpy as np
+from numpy.typing import NDArray
+
+from autoplan.cost.keep import attention_core, hull, needed, on_or_above
 
 if TYPE_CHECKING:
     from autoplan.cost.storages import Storages
@@ -24,14 +28,17 @@ if TYPE_CHECKING:
     from autoplan.graph.ir import Block
     from autoplan.hardware import Cluster
 
-__all__ = ["POLICIES", "frontier", "policies"]
+__all__ = ["POLICIES", "frontier", "least_frontier", "policies"]
 
 POLICIES = ("selective", "ops1", "ops2", "offload")
 """The policies that there may be: the attention core alone; two points of the exact frontier; and what can be copied to
 the host's memory and back while the unit computes, which is taken only where it is asked for."""
 
 _ROUNDS = 3  # of splitting the frontier: up to 2 ** 3 - 1 points between its ends
-_UNIT = 1 << 40  # capacities are integers
+_UNIT = 1 << 50  # capacities are integers
+_DEAR_S = 1e6  # seconds a byte at which as few are kept as can be
+_EXACT = 1e-9  # share by which a cut must be cheaper to be another one
+_SOURCE, _SINK = 0, 1
 
 
 def policies(block: Block, found: Storages, times: Times, cluster: Cluster) -> dict[str, dict[str, str]]:
@@ -72,8 +79,9 @@ def _parked(found: Storages, times: Times, cluster: Cluster) -> list[str]:
 
 def frontier(found: Storages) -> list[tuple[float, float, tuple[str, ...]]]:
     """Bytes kept, seconds spent and steps that run again, from nothing again to the fewest bytes: the lower hull."""
+    cuts = _Cuts(found)
     first = _priced(found, ())
-    last = _priced(found, _cut(found, 1e6))
+    last = _priced(found, cuts.again(_DEAR_S))
     if last[0] >= first[0]:
         return [first]
     points = {first[:2]: first, last[:2]: last}
@@ -81,12 +89,49 @@ def frontier(found: Storages) -> list[tuple[float, float, tuple[str, ...]]]:
     for _ in range(_ROUNDS):
         halves = []
         for a, b in pairs:
-            middle = _priced(found, _cut(found, (b[1] - a[1]) / (a[0] - b[0])))
+            middle = _priced(found, cuts.again((b[1] - a[1]) / (a[0] - b[0])))
             if not on_or_above(a[:2], middle[:2], b[:2]):  # a cut of the same cost may lie on their line
                 points[middle[:2]] = middle
                 halves += [(a, middle), (middle, b)]
         pairs = halves
     return sorted(points.values(), key=lambda point: -point[0])
+
+
+def least_frontier(found: Storages) -> tuple[tuple[float, float], ...]:
+    """Bytes kept and seconds spent that no set of steps is below, bytes falling: where the frontier is not known to its
+    last corner, the corner of the two lines that it lies above."""
+    cuts = _Cuts(found)
+    first = found.kept_bytes, 0.0
+    last = cuts.price(_DEAR_S)
+    if last[0] >= first[0]:
+        return (first,)
+    points = [first, last]
+    pairs = [((*first, 0.0), (*last, math.inf))]  # with the price of a byte at which nothing is below them
+    for turn in range(_ROUNDS + 1):
+        halves = []
+        for a, b in pairs:
+            if a[0] <= b[0] or b[1] <= a[1]:
+                continue
+            if turn == _ROUNDS:
+                points.append(_corner(a, b))
+                continue
+            byte_s = (b[1] - a[1]) / (a[0] - b[0])
+            middle = cuts.price(byte_s)
+            if middle[1] + byte_s * middle[0] < (a[1] + byte_s * a[0]) * (1 - _EXACT):
+                points.append(middle)
+                halves += [(a, (*middle, byte_s)), ((*middle, byte_s), b)]
+        pairs = halves
+    return hull(points)
+
+
+_Touched = tuple[float, float, float]
+"""Bytes, seconds, and the price of a byte at which no other point costs less."""
+
+
+def _corner(a: _Touched, b: _Touched) -> tuple[float, float]:
+    """Where the lines meet that touch the frontier in ``a`` and, with fewer bytes, in ``b``."""
+    kept = b[0] if b[2] == math.inf else (b[1] + b[2] * b[0] - a[1] - a[2] * a[0]) / (b[2] - a[2])
+    return kept, a[1] + a[2] * (a[0] - kept)
 
 
 def _priced(found: Storages, again: Sequence[str]) -> tuple[float, float, tuple[str, ...]]:
@@ -97,34 +142,54 @@ def _priced(found: Storages, again: Sequence[str]) -> tuple[float, float, tuple[
     return kept, sum(found.steps[name].forward_s + found.steps[name].comm_s for name in names), names
 
 
-def _cut(found: Storages, byte_s: float) -> tuple[str, ...]:
-    """The steps that run again where a byte kept costs ``byte_s`` seconds."""
-    from ortools.graph.python import max_flow
+class _Cuts:
+    """The network of a unit, cut at one price of a byte after another."""
 
-    steps = [step for step in found.steps.values() if step.again]
-    node = {step.name: 2 + index for index, step in enumerate(steps)}
-    kept = [byte_s * storage.nbytes for storage in found.storages]
-    total = sum(kept) + sum(step.forward_s + step.comm_s + byte_s * step.inside_bytes for step in steps)
-    scale = _UNIT / (total or 1.0)
-    flow, source, sink, never = max_flow.SimpleMaxFlow(), 0, 1, 4 * _UNIT
-    at = 2 + len(steps)
+    def __init__(self, found: Storages) -> None:
+        self._steps = steps = [step for step in found.steps.values() if step.again]
+        node = {step.name: 2 + index for index, step in enumerate(steps)}
+        at = 2 + len(steps)
+        arcs: list[tuple[int, int, float, float, bool]] = []  # from, to, bytes, seconds, never to be cut
+        for index, storage in enumerate(found.storages):
+            arcs.append((at + index, node.get(storage.maker, _SINK), storage.nbytes, 0.0, False))
+            if storage.needed:
+                arcs.append((_SOURCE, at + index, 0.0, 0.0, True))
+        for step in steps:
+            arcs.append((node[step.name], _SINK, 0.0, step.forward_s + step.comm_s, False))
+            if step.inside_bytes:
+                arcs.append((_SOURCE, node[step.name], step.inside_bytes, 0.0, False))
+            arcs += [(node[step.name], at + index, 0.0, 0.0, True) for index in step.reads]
+        self._ends = np.array([arc[:2] for arc in arcs], dtype=np.int32).reshape(-1, 2).T.copy()
+        self._prices = np.array([arc[2:4] for arc in arcs], dtype=float).reshape(-1, 2).T
+        self._never = np.array([arc[4] for arc in arcs], dtype=bool)
+        self._nodes = at + len(found.storages)
+        # what steps keep that cannot run again is kept at any price
+        self._fixed = sum(step.inside_bytes for step in found.steps.values() if not step.again)
 
-    def edge(a: int, b: int, seconds: float) -> None:
-        flow.add_arc_with_capacity(a, b, round(seconds * scale))
+    def again(self, byte_s: float) -> tuple[str, ...]:
+        """The steps that run again where a byte kept costs ``byte_s`` seconds."""
+        reached = self._reached(byte_s)
+        return tuple(step.name for place, step in enumerate(self._steps, start=2) if reached[place])
 
-    for index, storage in enumerate(found.storages):
-        edge(at + index, node.get(storage.maker, sink), kept[index])
-        if storage.needed:
-            flow.add_arc_with_capacity(source, at + index, never)
-    for step in steps:
-        edge(node[step.name], sink, step.forward_s + step.comm_s)
-        if step.inside_bytes:
-            edge(source, node[step.name], byte_s * step.inside_bytes)
-        for index in step.reads:
-            flow.add_arc_with_capacity(node[step.name], at + index, never)
-    flow.solve(source, sink)
-    reached = set(flow.get_source_side_min_cut())
-    return tuple(step.name for step in steps if node[step.name] in reached)
+    def price(self, byte_s: float) -> tuple[float, float]:
+        """Bytes kept and seconds spent there."""
+        reached, (tails, heads) = self._reached(byte_s), self._ends
+        kept, seconds = self._prices @ (reached[tails] & ~reached[heads])
+        return float(kept) + self._fixed, float(seconds)
+
+    def _reached(self, byte_s: float) -> NDArray[np.bool_]:
+        """Of each node, whether it is on the source's side of a minimum cut."""
+        from ortools.graph.python import max_flow
+
+        costs = byte_s * self._prices[0] + self._prices[1]
+        scale = _UNIT / (costs.sum() or 1.0)
+        sizes = np.where(self._never, 4 * _UNIT, np.round(costs * scale).astype(np.int64))
+        flow = max_flow.SimpleMaxFlow()
+        flow.add_arcs_with_capacity(*self._ends, sizes)
+        flow.solve(_SOURCE, _SINK)
+        reached = np.zeros(self._nodes, dtype=bool)
+        reached[flow.get_source_side_min_cut()] = True
+        return reached
 
 
 def _most_useful(

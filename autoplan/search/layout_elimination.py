@@ -14,7 +14,7 @@ its choice has a true price; shares move to the readers that asked, until the tw
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from itertools import combinations
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from autoplan.graph.layout import Layout
-from autoplan.search.elimination import NEVER, Tables
+from autoplan.search.elimination import NEVER, Table, Tables, order_of, table_of
 
 if TYPE_CHECKING:
     from autoplan.search.layout_problem import LayoutProblem, Port
@@ -106,10 +106,6 @@ def price_s(problem: LayoutProblem, taken: Sequence[int]) -> float:
     return total
 
 
-_Shares = dict[tuple[int, Layout, Layout], float]
-"""By reader, and what it has converted from and to: the share of the price that it bears."""
-
-
 def _settled(
     question: _Question, relaxed: dict[int, _Shares], order: list[int], near: float
 ) -> tuple[list[int], float] | None:
@@ -129,37 +125,54 @@ def _settled(
         close = _CLOSE if turn < _PATIENCE else max(_CLOSE, near)
         if best is not None and best_s - least_s <= close * best_s:
             return best, max(1 - least_s / best_s, 0.0)
-        for index, shares in relaxed.items():
-            _move(problem, problem.ports[index], shares, taken, 1 / (2 + turn))
+        for shares in relaxed.values():
+            shares.move(taken, 1 / (2 + turn))
     return None
-
-
-def _even(port: Port) -> _Shares:
-    readers = _readers(port)
-    return {(node, *pair): 1 / len(readers) for node in readers for pair in port.price_s}
 
 
 def _readers(port: Port) -> tuple[int, ...]:
     return tuple(dict.fromkeys(node for node, _ in port.readers))
 
 
-def _move(problem: LayoutProblem, port: Port, shares: _Shares, taken: Sequence[int], step: float) -> None:
-    """Let the readers that asked for a conversion bear more of it, where not all did."""
-    made = (
-        port.maker
-        if isinstance(port.maker, Layout)
-        else problem.nodes[port.maker].options[taken[port.maker]].gives
-    )
-    asked: dict[Layout, set[int]] = {}
-    for node, position in port.readers:
-        asked.setdefault(problem.nodes[node].options[taken[node]].wants[position], set()).add(node)
-    readers = _readers(port)
-    for layout, nodes in asked.items():
-        if layout == made or len(nodes) == len(readers):
-            continue
-        for node in readers:
-            goal = 1 / len(nodes) if node in nodes else 0.0
-            shares[node, made, layout] += step * (goal - shares[node, made, layout])
+class _Shares:
+    """Of a relaxed value, the share of the price of each conversion that each of its readers bears; at first the same."""
+
+    def __init__(self, problem: LayoutProblem, port: Port) -> None:
+        made, wants = _made(problem, port), _wants(problem, port)
+        sources = {layout: place for place, layout in enumerate(dict.fromkeys(made))}
+        targets = dict.fromkeys(
+            layout for options in wants.values() for want in options for layout in sorted(want)
+        )
+        place = {layout: index for index, layout in enumerate(targets)}
+        self._maker = None if isinstance(port.maker, Layout) else port.maker
+        self._made = np.array([sources[layout] for layout in made])
+        self._price_s = np.array([[port.price_s[a, b] if a != b else 0.0 for b in targets] for a in sources])
+        # of each reader and its options, which layouts they want; shape (options, targets)
+        self._wants = {node: np.zeros((len(options), len(targets))) for node, options in wants.items()}
+        for node, options in wants.items():
+            for option, want in enumerate(options):
+                self._wants[node][option, [place[layout] for layout in want]] = 1.0
+        self._shares = np.full((len(wants), *self._price_s.shape), 1 / len(wants))
+
+    def tables(self) -> Iterator[Table]:
+        """What each reader alone is charged."""
+        charged = self._shares * self._price_s
+        for (reader, wants), prices in zip(self._wants.items(), charged, strict=True):
+            table = (prices @ wants.T)[self._made]
+            yield (
+                table_of((reader,), table[0])
+                if self._maker is None
+                else table_of((self._maker, reader), table)
+            )
+
+    def move(self, taken: Sequence[int], step: float) -> None:
+        """Let the readers that asked for a conversion bear more of it, where not all did."""
+        made = self._made[0 if self._maker is None else taken[self._maker]]
+        asked = np.array([wants[taken[node]] for node, wants in self._wants.items()])
+        count = asked.sum(axis=0)
+        some = (count > 0) & (count < len(asked))
+        shares = self._shares[:, made]
+        shares[:, some] += step * (asked[:, some] / count[some] - shares[:, some])
 
 
 class _Question:
@@ -167,15 +180,17 @@ class _Question:
 
     def __init__(self, problem: LayoutProblem, known: dict[Hashable, Any]) -> None:
         self.problem, self._known = problem, known
-        self._joins = [_join(problem, port, known) for port in problem.ports]
+        joins = [_join(problem, port, known) for port in problem.ports]
         self._sizes = [len(node.options) for node in problem.nodes]
         read = tuple((port.maker, port.readers) for port in problem.ports)
         self._shape = tuple(self._sizes), read, problem.equal
-        self._state: dict[int, int] = {}
-        for index, (states, _) in enumerate(self._joins):
-            if states:
-                self._state[index] = len(self._sizes)
-                self._sizes.append(len(states))
+        self._nodes = list(self._of_nodes())
+        self._values: list[list[Table]] = []  # by port
+        for states, tables in joins:
+            state = (len(self._sizes),) if states else ()
+            alone = [table_of(state, np.array(states))] if states else []
+            self._values.append([*alone, *(table_of((*names, *state), table) for names, table in tables)])
+            self._sizes += [len(states)] if states else []
         several = [
             i for i, port in enumerate(problem.ports) if len(_readers(port)) > 1 and port.leaves is None
         ]
@@ -194,54 +209,40 @@ class _Question:
         return self._relaxed(many), self._order(many)[0]
 
     def _relaxed(self, count: int) -> dict[int, _Shares]:
-        return {index: _even(self.problem.ports[index]) for index in self._ports[:count]}
+        return {index: _Shares(self.problem, self.problem.ports[index]) for index in self._ports[:count]}
 
     def _order(self, count: int) -> tuple[list[int], int]:
         """An order of elimination with so many values relaxed, and its entries; questions alike have the same."""
         key = "order", self._shape, frozenset(self._ports[:count])
         if key not in self._known:
-            self._known[key] = self.tables(self._relaxed(count)).order()
+            relaxed = frozenset(self._ports[:count])
+            names = [names for names, _ in self._nodes]
+            for index, port in enumerate(self.problem.ports):
+                if index in relaxed:
+                    makers = () if isinstance(port.maker, Layout) else (port.maker,)
+                    names += [(*makers, reader) for reader in _readers(port)]
+                else:
+                    names += [names_ for names_, _ in self._values[index]]
+            self._known[key] = order_of(self._sizes, names)
         return self._known[key]
 
     def tables(self, relaxed: Mapping[int, _Shares]) -> Tables:
         """The question as tables; ports in ``relaxed`` charge each reader its share."""
+        tables = list(self._nodes)
+        for index, of_port in enumerate(self._values):
+            tables += relaxed[index].tables() if index in relaxed else of_port
+        return Tables(self._sizes, tables)
+
+    def _of_nodes(self) -> Iterator[Table]:
+        """What nodes cost by themselves, and that some must agree."""
         problem = self.problem
-        tables = Tables(self._sizes)
         for index, node in enumerate(problem.nodes):
-            tables.add((index,), np.array([option.price_s for option in node.options]))
-        for index, port in enumerate(problem.ports):
-            if index in relaxed:
-                for reader in _readers(port):
-                    _share(tables, problem, port, reader, relaxed[index])
-                continue
-            states, joins = self._joins[index]
-            state = (self._state[index],) if states else ()
-            if states:
-                tables.add(state, np.array(states))
-            for names, table in joins:
-                tables.add((*names, *state), table)
+            yield table_of((index,), np.array([option.price_s for option in node.options]))
         for first, *others in problem.equal:
             gives = [option.gives for option in problem.nodes[first].options]
             for other in others:
                 same = [[a == option.gives for option in problem.nodes[other].options] for a in gives]
-                tables.add((first, other), np.where(same, 0.0, NEVER))
-        return tables
-
-
-def _share(tables: Tables, problem: LayoutProblem, port: Port, reader: int, shares: _Shares) -> None:
-    """What ``reader`` alone is charged of a relaxed value."""
-    made = _made(problem, port)
-    wants = _wants(problem, port)[reader]
-    table = np.array(
-        [
-            [sum(shares[reader, a, b] * port.price_s[a, b] for b in sorted(want) if b != a) for want in wants]
-            for a in made
-        ]
-    )
-    if isinstance(port.maker, Layout):
-        tables.add((reader,), table[0])
-    else:
-        tables.add((port.maker, reader), table)
+                yield table_of((first, other), np.where(same, 0.0, NEVER))
 
 
 def _made(problem: LayoutProblem, port: Port) -> list[Layout]:
@@ -285,62 +286,49 @@ def _join(problem: LayoutProblem, port: Port, known: dict[Hashable, Any]) -> _Jo
 def _tables(
     port: Port, made: Sequence[Layout], wants: Sequence[Sequence[frozenset[Layout]]]
 ) -> tuple[list[float], list[Floats]]:
-    """A table over the maker and all readers; or the prices of a variable, and a table with it for each of them."""
-    leaves = frozenset(() if port.leaves is None else (port.leaves,))
-    has_maker = not isinstance(port.maker, Layout)
-    entries = math.prod(map(len, wants)) * (len(made) if has_maker else 1)
-    if entries <= _JOINED or len(wants) < 2:
-        table = _priced(port, made, leaves, wants)
-        return [], [table if has_maker else table[0]]
-    states = _states(port, made, leaves, wants)
-    tables: list[Floats] = []
-    if has_maker:
-        same = [[layout == source for source, _, _ in states] for layout in made]
-        tables.append(np.where(same, 0.0, NEVER))
-    for options in wants:
-        served = [[want <= held | {source} for source, held, _ in states] for want in options]
-        tables.append(np.where(served, 0.0, NEVER))
-    return [price for _, _, price in states], tables
-
-
-def _priced(
-    port: Port,
-    made: Sequence[Layout],
-    leaves: frozenset[Layout],
-    wants: Sequence[Sequence[frozenset[Layout]]],
-) -> Floats:
-    """Shape (ways that it is made, options of each reader): the price of all conversions, each once.
+    """A table over the maker and all readers; or the prices of a variable, and a table with it for each of them.
 
     Layouts become bits, so that sets that are wanted together join by a bitwise or.
     """
-    targets = sorted(leaves.union(*(want for options in wants for want in options)))
+    leaves = () if port.leaves is None else (port.leaves,)
+    targets = sorted({*leaves, *(layout for options in wants for want in options for layout in want)})
     bit = {layout: 1 << place for place, layout in enumerate(targets)}
-    joined = np.array(sum(bit[layout] for layout in leaves))
-    for options in wants:
-        joined = joined[..., None] | np.array([sum(bit[layout] for layout in want) for want in options])
-    table = np.zeros((len(made), *joined.shape))
-    for place, source in enumerate(made):
-        for target in targets:
-            if target != source and (price := port.price_s[source, target]):
-                table[place] += np.where(joined & bit[target], price, 0.0)
-    return table
-
-
-def _states(
-    port: Port,
-    made: Sequence[Layout],
-    leaves: frozenset[Layout],
-    wants: Sequence[Sequence[frozenset[Layout]]],
-) -> list[tuple[Layout, frozenset[Layout], float]]:
-    """(made in, converted to, price) of a value: whatever set of layouts may be wanted together."""
-    targets = sorted(leaves.union(*(want for options in wants for want in options)))
+    sources = {layout: place for place, layout in enumerate(dict.fromkeys(made))}
+    price_s = [[port.price_s[a, b] if a != b else 0.0 for b in targets] for a in sources]
+    leaving = sum(bit[layout] for layout in leaves)
+    asked = [np.array([sum(bit[layout] for layout in want) for want in options]) for options in wants]
+    source = np.array([sources[layout] for layout in made])
+    has_maker = not isinstance(port.maker, Layout)
+    entries = math.prod(map(len, wants)) * (len(made) if has_maker else 1)
+    if entries <= _JOINED or len(wants) < 2:
+        table = _priced(np.array(price_s), leaving, asked)[source]
+        return [], [table if has_maker else table[0]]
     most = len(leaves) + sum(max(len(want) for want in options) for options in wants)
-    found = []
-    for source in dict.fromkeys(made):
-        free = frozenset(t for t in targets if t == source or not port.price_s[source, t])
-        paid = [t for t in targets if t not in free]
+    given, held, prices = zip(*_states(price_s, leaving, most), strict=True)
+    tables: list[Floats] = []
+    if has_maker:
+        tables.append(np.where(source[:, None] == np.array(given), 0.0, NEVER))
+    tables += [np.where(want[:, None] & ~np.array(held), NEVER, 0.0) for want in asked]
+    return list(prices), tables
+
+
+def _priced(price_s: Floats, leaving: int, asked: Sequence[NDArray[np.int64]]) -> Floats:
+    """Shape (ways that it is made, options of each reader): the price of all conversions, each once."""
+    joined = np.array(leaving)
+    for options in asked:
+        joined = joined[..., None] | options
+    together, which = np.unique(joined, return_inverse=True)
+    wanted = together[:, None] >> np.arange(price_s.shape[1]) & 1
+    return (price_s @ wanted.T)[:, which.reshape(joined.shape)]
+
+
+def _states(price_s: Sequence[Sequence[float]], leaving: int, most: int) -> Iterator[tuple[int, int, float]]:
+    """Made in which way, converted to which layouts, and the price of that: whatever may be wanted together."""
+    for source, prices in enumerate(price_s):
+        free = sum(1 << place for place, price in enumerate(prices) if not price)
+        paid = [(1 << place, price) for place, price in enumerate(prices) if price]
         for count in range(min(len(paid), most) + 1):
             for some in combinations(paid, count):
-                if leaves <= free.union(some):
-                    found.append((source, free.union(some), sum(port.price_s[source, t] for t in some)))
-    return found
+                held = free + sum(bit for bit, _ in some)
+                if not leaving & ~held:
+                    yield source, held, sum(price for _, price in some)

@@ -19,8 +19,11 @@ from autoplan.graph.ir import Block, Op
 from autoplan.graph.layout import REPLICATE
 from autoplan.graph.strategy import Strategy
 from autoplan.search.graphs import Graphs
+from autoplan.search.keep_choice import least_frontier
+from autoplan.search.least_kept import least_storages, lightened
 
 if TYPE_CHECKING:
+    from autoplan.cost.storages import Storages
     from autoplan.graph.ir import ModelGraph
     from autoplan.hardware import Cluster
 
@@ -42,6 +45,9 @@ class Optimist:
         self._graphs, self._chain, self._cluster = graphs, chain, cluster
         self._strategies_of = strategies_of
         self._known = {} if known is None else known
+        self._kept: dict[
+            tuple[int, int], tuple[Block, Storages]
+        ] = {}  # with a block, so that its id stays its own
 
     def costs(self, micro_batch: int, degree: int, cp: int = 1, ep: int = 1) -> dict[str, UnitCost]:
         """The cost of a unit of each kind under tp ``degree``, ``cp`` and ``ep``."""
@@ -75,15 +81,22 @@ class Optimist:
 
         times, lighter = whole.times, 0.0
         made = set(like.expert_dims)
+        faster: dict[str, float] = {}  # seconds of ops that may run again
+        smaller: set[str] = set()  # values
         for op in block.ops:
             own = op.inputs and made.issuperset(op.inputs)
             if own:
                 made.add(op.output)
+                smaller.add(op.output)
+                faster[op.name] = 0.0
             if own or (op.routing is not None and op.gemm is not None):
                 times -= self._least_times(block, op, degree)
             if op.routing is not None and op.gemm is not None:
                 load = op.routing.load(op.gemm.batch, ep)
-                times += self._least_times(block, op, degree, busiest_op(block, op, load, ep))
+                busiest = self._least_times(block, op, degree, busiest_op(block, op, load, ep))
+                times += busiest
+                smaller.add(op.inputs[2])
+                faster[op.name] = busiest.forward_s
                 lighter += sum(s.nbytes for s in op.saved if s.value == op.inputs[2])
         for op in like.ops:
             value = block.values.get(op.inputs[0]) if op.inputs else None
@@ -98,7 +111,7 @@ class Optimist:
             whole,
             times=times,
             saved_bytes=whole.saved_bytes - lighter,
-            frontier=tuple((max(nbytes - lighter, 0.0), s) for nbytes, s in whole.frontier),
+            frontier=least_frontier(lightened(self._storages(block, degree), smaller, faster)),
             sizes=sizes,
             parameters=sum(sizes.values()),
             trainable=sum(sizes[name] for name in trained),
@@ -126,7 +139,6 @@ class Optimist:
         pieces = usable_pieces(block, degree, self._strategies_of)
         times, saved, half_s = NO_TIME, 0.0, 0.0
         forward_s: dict[str, float] = {}
-        kept: dict[str, float] = {}  # by the op that would have to run again
         for op in block.ops:
             known = self._strategies(block, op, degree)
             parts = _cp_parts(block, op, cp)
@@ -146,23 +158,23 @@ class Optimist:
                 if one.value in block.values and degree * cp > 1:  # a view moves without what it is a view of
                     one = replace(one, nbytes=min(one.nbytes, block.values[one.value].nbytes))
                 part = replace(op, saved=(one,))
-                nbytes = min(saved_bytes(part, strategy, degree) for strategy in known) / cp
-                kept[one.root or op.name] = kept.get(one.root or op.name, 0.0) + nbytes
-                saved += nbytes
+                saved += min(saved_bytes(part, strategy, degree) for strategy in known) / cp
         inputs = sum(block.values[name].nbytes for name in block.inputs if block.values[name].requires_grad)
         cost = _cost(block, times, saved, inputs / (degree * cp), dict.fromkeys(pieces, degree))
-        return replace(cost, weight_half_s=half_s, frontier=_frontier(saved, kept, forward_s))
+        strategies = {op.name: self._strategies(block, op, degree) for op in block.ops}
+        found = least_storages(block, strategies, forward_s, degree, cp)
+        if cp == 1:
+            self._kept[id(block), degree] = block, found
+        return replace(cost, weight_half_s=half_s, frontier=least_frontier(found))
 
-
-def _frontier(
-    saved: float, kept: dict[str, float], forward_s: dict[str, float]
-) -> tuple[tuple[float, float], ...]:
-    """Bytes kept and seconds spent, where each op gives what it made for its own seconds, whatever it reads."""
-    pieces = [(forward_s[name], nbytes) for name, nbytes in kept.items() if nbytes and name in forward_s]
-    points = [(saved, 0.0)]
-    for seconds, nbytes in sorted(pieces, key=lambda piece: piece[0] / piece[1]):
-        points.append((max(points[-1][0] - nbytes, 0.0), points[-1][1] + seconds))
-    return hull(points)
+    def _storages(self, block: Block, degree: int) -> Storages:
+        """Those of ``block`` in any layouts, which it has all of."""
+        key = id(block), degree
+        if key not in self._kept:
+            strategies = {op.name: self._strategies(block, op, degree) for op in block.ops}
+            forward_s = {op.name: self._least_times(block, op, degree).forward_s for op in block.ops}
+            self._kept[key] = block, least_storages(block, strategies, forward_s, degree, 1)
+        return self._kept[key][1]
 
 
 def _cp_parts(block: Block, op: Op, cp: int) -> list[Op]:
