@@ -84,11 +84,8 @@ def test_two_equal_parts_are_one_cluster() -> None:
     options: dict[str, Any] = {"pin": {"schedule": "1f1b"}, "forbid": [("pp", 1)]}
     apart = find(mixed(part("one", 9e9), part("other", 9e9)), **options)
     plain = find(toy_cluster(nodes=2, node_size=4, memory=9e9), **options)
-    assert (apart.estimate, apart.bound_s, apart.candidates) == (
-        plain.estimate,
-        plain.bound_s,
-        plain.candidates,
-    )
+    assert (apart.estimate, apart.candidates) == (plain.estimate, plain.candidates)
+    assert apart.bound_s == pytest.approx(plain.bound_s, rel=2e-4)  # found in another way (``staging_bound``)
     stages = tuple(replace(stage, device="") for stage in best(apart).stages)
     assert replace(best(apart), stages=stages) == best(plain)
     assert cluster_of("h100-sxm:1+h100-sxm:2") == Cluster.of("h100-sxm", nodes=3)

@@ -185,7 +185,7 @@ class _Cuts:
         scale = _UNIT / (costs.sum() or 1.0)
         sizes = np.where(self._never, 4 * _UNIT, np.round(costs * scale).astype(np.int64))
         flow = max_flow.SimpleMaxFlow()
-        flow.add_arcs_with_capacity(*self._ends, sizes)
+        flow.add_arcs_with_capacity(self._ends[0], self._ends[1], sizes)
         flow.solve(_SOURCE, _SINK)
         reached = np.zeros(self._nodes, dtype=bool)
         reached[flow.get_source_side_min_cut()] = True

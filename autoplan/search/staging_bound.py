@@ -47,9 +47,8 @@ def staging_bound_s(question: StagingQuestion) -> float:
     chain = _Chain.of(question.runs)
     least = _closed_form(question)
     if chain is None or question.places:
-        holds = _Unequal.of(question).holds
-    else:
-        holds = _Equal.of(question, chain).holds
+        return max(least, _unequal_s(question))
+    holds = _Equal.of(question, chain).holds
     if not holds(np.inf):
         return np.inf
     if holds(least):
@@ -257,52 +256,30 @@ def _closed_form(q: StagingQuestion) -> float:
     return pipeline_bound_s(forward, backward, tail, q.stages, q.micro_batches)
 
 
-@dataclass(frozen=True, slots=True)
-class _Unequal:
-    """The stages of any chain; of stage s, ``tables[s][b, a]`` is the least z at which it holds the units from a to
-    b, which grows with b and falls with a.
-
-    So z lets each stage, from the last to the first, begin at some unit at the earliest, and the first must reach
-    the beginning.
-    """
-
-    tables: Any
-
-    @classmethod
-    def of(cls, q: StagingQuestion) -> _Unequal:
-        ways = [_least_s(q, run) for run in q.runs for _ in range(run.count)]
-        before, trips = np.concatenate(((0.0,), np.cumsum(ways))), _trips_s(q)
-        ranges = _ranges(tuple(run.count for run in q.runs))
-        free, both = np.empty((2, q.stages, len(ranges.held)))
-        alike: dict[int, list[int]] = {}  # stages by type of device
-        for s in range(q.stages):
-            alike.setdefault(id(q.places[s]) if q.places else 0, []).append(s)
-        for stages in alike.values():
-            place = q.at(stages[0])
-            again = _Memory.of(q, place.runs, ranges).again_s(q, stages)
-            figures = np.array([_figures(run) for run in place.runs]).T @ ranges.held.T
-            free[stages], both[stages] = _least_z(q, figures[:, None], again, stages, place.overlap, trips)
-        sends = 2 * np.concatenate(((0.0,), np.cumsum(q.sends_s)))
-        tables = np.maximum(
-            np.where(np.isnan(free), np.inf, free)[:, ranges.place],
-            np.where(np.isnan(both), np.inf, both)[:, ranges.place] + before + sends[:, None, None],
-        )
-        tables[:, ranges.never] = np.inf
-        return cls(tables)
-
-    def holds(self, z: float) -> bool:
-        """False if no staging takes ``z`` seconds or less."""
-        count = end = len(self.tables[0]) - 1
-        stages = len(self.tables)
-        for s in range(stages - 1, -1, -1):
-            row = self.tables[s][end, : end + 1]
-            fits = np.isfinite(row) if z == np.inf else row <= z
-            if not fits[end]:
-                return False
-            end = max(end - int(fits[::-1].cumprod().sum()) + 1, s)  # a unit at least for each stage before
-            if end > count - (stages - s):  # and for each from here on
-                return False
-        return end == 0
+def _unequal_s(q: StagingQuestion) -> float:
+    """The least z at which stages can hold any chain between them, each a range of at least one unit that it holds at that
+    z; infinite if none can."""
+    ways = [_least_s(q, run) for run in q.runs for _ in range(run.count)]
+    before, trips = np.concatenate(((0.0,), np.cumsum(ways))), _trips_s(q)
+    ranges = _ranges(tuple(run.count for run in q.runs))
+    free, both = np.full((2, q.stages, len(ranges.held) + 1), np.inf)
+    alike: dict[int, list[int]] = {}  # stages by type of device
+    for s in range(q.stages):
+        alike.setdefault(id(q.places[s]) if q.places else 0, []).append(s)
+    for stages in alike.values():
+        place = q.at(stages[0])
+        again = _Memory.of(q, place.runs, ranges).again_s(q, stages)
+        figures = np.array([_figures(run) for run in place.runs]).T @ ranges.held.T
+        never = np.isnan(again)
+        own, passes = _least_z(q, figures[:, None], again, stages, place.overlap, trips)
+        free[stages, :-1], both[stages, :-1] = np.where(never, np.inf, (own, passes))
+    sends = 2 * np.concatenate(((0.0,), np.cumsum(q.sends_s)))
+    least = np.full(len(before), np.inf)  # of the stages so far, by how many units they hold
+    least[0] = 0.0
+    for s in range(q.stages):
+        of_range = np.maximum(free[s][ranges.place], both[s][ranges.place] + (before + sends[s]))
+        least = np.maximum(of_range, least).min(axis=1)
+    return float(least[-1])
 
 
 @dataclass(frozen=True, slots=True)
@@ -311,14 +288,12 @@ class _Ranges:
 
     Args:
         held: units of each run; shape (ranges, runs).
-        place: which of them are the units from a to b; shape (b, a).
-        never: a after b; shape (b, a).
+        place: which of them are the units from a to b, the one after the last where there are none; shape (b, a).
         b, a: of each range, ends that it has.
     """
 
     held: Any
     place: Any
-    never: Any
     b: Any
     a: Any
 
@@ -329,12 +304,11 @@ def _ranges(counts: tuple[int, ...]) -> _Ranges:
     units = np.repeat(np.eye(len(counts)), counts, axis=0)
     until = np.concatenate((np.zeros((1, len(counts))), np.cumsum(units, axis=0)))
     ends = len(until)
-    never = np.triu(np.ones((ends, ends), dtype=bool), 1)
-    between = np.where(never[..., None], 0.0, until[:, None] - until)
-    held, first, place = np.unique(
-        between.reshape(-1, len(counts)), axis=0, return_index=True, return_inverse=True
-    )
-    return _Ranges(held, place.reshape(ends, ends), never, *np.divmod(first, ends))
+    b, a = np.tril_indices(ends, -1)
+    held, first, which = np.unique(until[b] - until[a], axis=0, return_index=True, return_inverse=True)
+    place = np.full((ends, ends), len(held))
+    place[b, a] = which.ravel()
+    return _Ranges(held, place, b[first], a[first])
 
 
 @dataclass(frozen=True, slots=True)
