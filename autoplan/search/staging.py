@@ -131,9 +131,7 @@ class _Walk:
     @cached_property
     def _least(self) -> Any:
         """Of each stage, the least z at which it holds the units from a to b; shape (stages, b, a)."""
-        least = least_of_ranges(self.question)
-        least[:, np.arange(least.shape[1]), np.arange(least.shape[1])] = np.inf  # no stage is empty
-        return least
+        return least_of_ranges(self.question)
 
     @cached_property
     def _ways(self) -> list[list[str]]:

@@ -62,11 +62,6 @@ def staging_bound_s(question: StagingQuestion) -> float:
     return low
 
 
-def least_of_ranges(question: StagingQuestion) -> Any:
-    """The least z at which each stage holds the units from a to b; shape (stages, b, a)."""
-    return _Unequal.of(question).tables
-
-
 @dataclass(frozen=True, slots=True)
 class _Chain:
     """One run of ``units``, with at most one unit before it and one after."""
@@ -257,8 +252,16 @@ def _closed_form(q: StagingQuestion) -> float:
 
 
 def _unequal_s(q: StagingQuestion) -> float:
-    """The least z at which stages can hold any chain between them, each a range of at least one unit that it holds at that
-    z; infinite if none can."""
+    """The least z at which stages hold the chain between them; infinite if they cannot."""
+    tables = least_of_ranges(q)
+    least = tables[0, :, 0]  # of the stages so far, by where they end
+    for table in tables[1:]:
+        least = np.maximum(table, least).min(axis=1)
+    return float(least[-1])
+
+
+def least_of_ranges(q: StagingQuestion) -> Any:
+    """The least z at which each stage holds the units from a to b, infinite where there are none; shape (stages, b, a)."""
     ways = [_least_s(q, run) for run in q.runs for _ in range(run.count)]
     before, trips = np.concatenate(((0.0,), np.cumsum(ways))), _trips_s(q)
     ranges = _ranges(tuple(run.count for run in q.runs))
@@ -274,12 +277,7 @@ def _unequal_s(q: StagingQuestion) -> float:
         own, passes = _least_z(q, figures[:, None], again, stages, place.overlap, trips)
         free[stages, :-1], both[stages, :-1] = np.where(never, np.inf, (own, passes))
     sends = 2 * np.concatenate(((0.0,), np.cumsum(q.sends_s)))
-    least = np.full(len(before), np.inf)  # of the stages so far, by how many units they hold
-    least[0] = 0.0
-    for s in range(q.stages):
-        of_range = np.maximum(free[s][ranges.place], both[s][ranges.place] + (before + sends[s]))
-        least = np.maximum(of_range, least).min(axis=1)
-    return float(least[-1])
+    return np.maximum(free[:, ranges.place], both[:, ranges.place] + before + sends[:, None, None])
 
 
 @dataclass(frozen=True, slots=True)
