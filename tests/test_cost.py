@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import astuple
+
 import msgspec
 import pytest
 from hypothesis import given
@@ -143,14 +145,25 @@ def test_gradients_of_one_micro_batch_come_as_activations_go(zero: int) -> None:
 
 def test_state_traffic_by_zero() -> None:
     unit = unit_cost(toy_layer(1, 512, 1024), {}, R, 1, CLUSTER, toy_strategies)
-    gather = CLUSTER.collective_time_s("all_gather", unit.parameters * 2, 4)
-    scatter = CLUSTER.collective_time_s("reduce_scatter", unit.parameters * 4, 4)
-    once = state_traffic(unit, degrees(fsdp=4, zero=1), Precision.BF16, CLUSTER)
-    assert (once.forward_s, once.backward_s, once.head_s, once.tail_fsdp_s) == (0, 0, gather, scatter)
-    always = state_traffic(unit, degrees(fsdp=4, zero=3), Precision.BF16, CLUSTER)
-    assert (always.forward_s, always.backward_s, always.head_s) == (gather, gather + scatter, 0)
-    none = state_traffic(unit, degrees(), Precision.BF16, CLUSTER)
-    assert none.forward_s == none.backward_s == none.tail_dp_s == none.tail_fsdp_s == 0
+    size, touched = unit.parameters, CLUSTER.device.memory_time_s
+    gather = CLUSTER.collective_time_s("all_gather", size * 2, 4)
+    gather += touched(size / 4 * (4 + 2)) + touched(
+        size * (2 + 2)
+    )  # a shard is cast and put in; all come out
+    scatter = CLUSTER.collective_time_s("reduce_scatter", size * 4, 4) + touched(size * (2 + 4))
+
+    def traffic(m: int, **sizes: int) -> tuple[float, ...]:
+        split = degrees(num_micro_batches=m, **sizes)
+        return astuple(state_traffic(unit, split, Precision.BF16, CLUSTER))
+
+    for m, share in ((1, 0.0), (4, 0.75)):
+        whole, shard = share * touched(3 * 4 * size), share * touched(3 * 4 * size / 4)
+        assert traffic(m, fsdp=4, zero=1) == pytest.approx((0, whole, gather, scatter, 0))
+        assert traffic(m, fsdp=4, zero=2) == pytest.approx((0, scatter + shard, gather, 0, 0))
+        assert traffic(m, fsdp=4, zero=3) == pytest.approx((gather, gather + scatter + shard, 0, 0, 0))
+        assert traffic(m) == pytest.approx((0, whole, 0, 0, 0))
+        summed = CLUSTER.collective_time_s("all_reduce", size * 4, 4) + touched(size * (4 + 4))
+        assert traffic(m, dp=4) == pytest.approx((0, whole, 0, 0, summed))
 
 
 def test_boundary_only_cuts_what_it_can() -> None:

@@ -13,6 +13,16 @@ Experts that an ep axis has shared out are a group of their own, on the ranks th
 
 Volumes: Rajbhandari et al., 2020, section 7. Of what is sent, the share ``cluster.overlap`` hides
 behind compute while there is compute left to hide behind.
+
+Around the sending, memory is read and written, as stock programs do it, at the device's own pace:
+
+    gathering    a rank's shard goes into one buffer in the compute dtype, and all parameters come out of one
+    scattering   all gradients go into one buffer in the master dtype
+    summing      where nothing is sharded, a unit's gradients go into one buffer
+    adding up    each micro-batch but the first reads its gradients and the sum, and writes this: whole gradients
+                 under ZeRO 0 and 1, a rank's shard under 2 and 3
+
+It goes the way of what is sent: on a CPU nothing of it is hidden, on a GPU it is short.
 """
 
 from __future__ import annotations
@@ -27,7 +37,7 @@ if TYPE_CHECKING:
     from autoplan.hardware import Cluster
     from autoplan.plan import Precision
 
-__all__ = ["StateTraffic", "state_traffic"]
+__all__ = ["StateTraffic", "added_s", "handled_traffic", "sent_traffic", "state_traffic"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,17 +65,50 @@ class StateTraffic:
 
 
 def state_traffic(unit: UnitCost, degrees: Degrees, precision: Precision, cluster: Cluster) -> StateTraffic:
-    """Seconds that the data axes send for one unit of a stage."""
-    dense = unit.parameters - unit.experts, unit.trainable - unit.trainable_experts
-    gather, scatter, reduce = _sent_each(
-        dense, degrees.shard_ranks, degrees.tp, degrees.replicas, precision, cluster
+    """Seconds that the data axes take for one unit of a stage: sending, and reading and writing around it."""
+    return sent_traffic(unit, degrees, precision, cluster) + handled_traffic(
+        unit, degrees, precision, cluster
     )
+
+
+def sent_traffic(unit: UnitCost, degrees: Degrees, precision: Precision, cluster: Cluster) -> StateTraffic:
+    """Of ``state_traffic``, what is sent."""
+    each = [
+        _sent_each(sizes, *axes, precision, cluster) for sizes, axes in _groups(unit, degrees) if sizes[0]
+    ]
+    return _when(degrees.zero, *(sum(kind) for kind in zip((0.0, 0.0, 0.0), *each, strict=True)))
+
+
+def handled_traffic(unit: UnitCost, degrees: Degrees, precision: Precision, cluster: Cluster) -> StateTraffic:
+    """Of ``state_traffic``, reading and writing around what is sent, and adding up."""
+    each = [_handled_each(sizes, *axes, precision, cluster) for sizes, axes in _groups(unit, degrees)]
+    found = _when(degrees.zero, *(sum(kind) for kind in zip(*each, strict=True)))
+    m = degrees.num_micro_batches
+    return found + StateTraffic(backward_s=(m - 1) / m * added_s(unit, degrees, precision, cluster))
+
+
+def added_s(unit: UnitCost, degrees: Degrees, precision: Precision, cluster: Cluster) -> float:
+    """Seconds that a micro-batch takes to add its gradients of ``unit`` to those of others."""
+    total = 0.0
+    for (_, trainable), (shards, _, _) in _groups(unit, degrees):
+        elements = trainable / shards if degrees.zero >= 2 else trainable
+        total += _streamed_s(elements * 3 * precision.master_bytes, cluster)
+    return total
+
+
+def _groups(unit: UnitCost, degrees: Degrees) -> list[tuple[tuple[float, float], tuple[int, int, int]]]:
+    """Parameters, and those with a gradient, that go together; ranks that share them, how far apart these are, and
+    copies of them, which lie outside these."""
+    dense = unit.parameters - unit.experts, unit.trainable - unit.trainable_experts
+    groups = [(dense, (degrees.shard_ranks, degrees.tp, degrees.replicas))]
     if unit.experts:
-        experts = unit.experts, unit.trainable_experts
         axes = degrees.expert_shard_ranks, degrees.expert_stride, degrees.expert_replicas
-        own = _sent_each(experts, *axes, precision, cluster)
-        gather, scatter, reduce = gather + own[0], scatter + own[1], reduce + own[2]
-    match degrees.zero:
+        groups.append(((unit.experts, unit.trainable_experts), axes))
+    return groups
+
+
+def _when(zero: int, gather: float, scatter: float, reduce: float) -> StateTraffic:
+    match zero:
         case 0 | 1:
             return StateTraffic(0.0, 0.0, gather, scatter, reduce)
         case 2:
@@ -82,11 +125,7 @@ def _sent_each(
     precision: Precision,
     cluster: Cluster,
 ) -> tuple[float, float, float]:
-    """Seconds to gather parameters, to scatter gradients, and to sum these over replicas.
-
-    ``elements``: parameters, and those with a gradient. ``shards`` ranks share them, ``stride`` apart; replicas lie
-    outside these.
-    """
+    """Seconds to gather parameters, to scatter gradients, and to sum these over replicas."""
     gather = scatter = reduce = 0.0
     parameters, trainable = elements
     if shards > 1:
@@ -96,6 +135,28 @@ def _sent_each(
         shard = trainable * precision.master_bytes / shards
         reduce = _sent_s("all_reduce", shard, replicas, stride * shards, cluster)
     return gather, scatter, reduce
+
+
+def _handled_each(
+    elements: tuple[float, float],
+    shards: int,
+    stride: int,
+    replicas: int,
+    precision: Precision,
+    cluster: Cluster,
+) -> tuple[float, float, float]:
+    """Seconds of reading and writing around each of ``_sent_each``."""
+    parameters, trainable = elements
+    half, full = precision.compute_bytes, precision.master_bytes
+    if shards > 1:
+        put, taken = parameters / shards * (full + half), parameters * 2 * half
+        gather = _streamed_s(put, cluster) + _streamed_s(taken, cluster)
+        return gather, _streamed_s(trainable * (half + full), cluster), 0.0
+    return 0.0, 0.0, _streamed_s(trainable * 2 * full, cluster) if replicas > 1 else 0.0
+
+
+def _streamed_s(nbytes: float, cluster: Cluster) -> float:
+    return cluster.device.memory_time_s(nbytes) if nbytes else 0.0
 
 
 def _sent_s(kind: str, nbytes: float, size: int, stride: int, cluster: Cluster) -> float:

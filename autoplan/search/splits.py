@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from autoplan.cost.degrees import Degrees
 from autoplan.cost.memory import StateRates, state_bytes
-from autoplan.cost.state_traffic import state_traffic
+from autoplan.cost.state_traffic import added_s, state_traffic
 from autoplan.cost.unit import UnitCost
 from autoplan.search.run import least_optimizer_s
 
@@ -50,7 +50,7 @@ class SplitPrices:
 
     def __init__(self, job: Job, cluster: Cluster, counts: Sequence[int]) -> None:
         self._job, self._cluster, self._counts = job, cluster, counts
-        self._traffic: dict[tuple[object, ...], Floats] = {}
+        self._traffic: dict[tuple[object, ...], tuple[Floats, Floats]] = {}
         self._bytes: dict[tuple[object, ...], Floats] = {}
 
     def seconds(self, splits: Splits, units: Sequence[UnitCost], kinds: Sequence[UnitCost]) -> Floats:
@@ -67,17 +67,25 @@ class SplitPrices:
     ) -> Floats:
         key = *_sharing(split), sizes
         if key not in self._traffic:
-            sent = [state_traffic(unit, split, self._job.precision, self._cluster) for unit in units]
-            own = [unit.stepped(split) for unit in units]
-            whole = sum(n * kind.stepped(split) for n, kind in zip(self._counts, kinds, strict=True))
-            element_s = least_optimizer_s((*own, whole), split, self._job, self._cluster)
-            self._traffic[key] = np.array(
-                [
-                    (s.forward_s, s.backward_s, s.head_s, s.tail_fsdp_s + s.tail_dp_s, element_s * size)
-                    for s, size in zip(sent, own, strict=True)
-                ]
-            )
-        return self._traffic[key]
+            self._traffic[key] = self._once(split, units, kinds)
+        once, added = self._traffic[key]
+        return once + (1 - 1 / split.num_micro_batches) * added
+
+    def _once(
+        self, split: Degrees, units: Sequence[UnitCost], kinds: Sequence[UnitCost]
+    ) -> tuple[Floats, Floats]:
+        """``_seconds`` of one micro-batch alone, and what adding to others' gradients makes more of each figure."""
+        alone, precision = replace(split, num_micro_batches=1), self._job.precision
+        sent = [state_traffic(unit, alone, precision, self._cluster) for unit in units]
+        own = [unit.stepped(split) for unit in units]
+        whole = sum(n * kind.stepped(split) for n, kind in zip(self._counts, kinds, strict=True))
+        element_s = least_optimizer_s((*own, whole), split, self._job, self._cluster)
+        once = [
+            (s.forward_s, s.backward_s, s.head_s, s.tail_fsdp_s + s.tail_dp_s, element_s * size)
+            for s, size in zip(sent, own, strict=True)
+        ]
+        added = [(0.0, added_s(unit, split, precision, self._cluster), 0.0, 0.0, 0.0) for unit in units]
+        return np.array(once), np.array(added)
 
     def state(self, splits: Splits, units: Sequence[UnitCost]) -> Floats:
         """Bytes of state of each unit; then, last, bytes an element of what is gathered and of what was reduced

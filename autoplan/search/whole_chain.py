@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING
 from autoplan.cost.degrees import Degrees
 from autoplan.cost.keep import NONE
 from autoplan.cost.memory import ALLOCATOR_SLACK, StateRates, fixed_reserve_bytes, state_bytes
-from autoplan.cost.state_traffic import state_traffic
+from autoplan.cost.state_traffic import StateTraffic, handled_traffic, sent_traffic
 from autoplan.cost.tied import kinds_once
 from autoplan.cost.times import NO_TIME
 from autoplan.cost.unit import UnitCost
@@ -48,10 +49,10 @@ class WholeChain:
     def passes_s(self, degrees: Degrees) -> tuple[float, float, float]:
         """Seconds of a micro-batch's forward and backward, and once a step after them, over all stages."""
         total = self._sum(degrees)
-        sent = [state_traffic(total.chain, degrees, self._job.precision, only) for only in self._types]
+        sent = [self._traffic(total, degrees, only) for only in self._types]
         exposed, times = 1 - max(only.overlap for only in self._types), total.chain.times
         stepped = total.chain.stepped(degrees)
-        largest = max(unit.stepped(degrees) for unit in total.units)
+        largest = max(unit.stepped(degrees) for unit, _ in total.units)
         element_s = min(
             least_optimizer_s((largest, stepped), degrees, self._job, only) for only in self._types
         )
@@ -60,6 +61,13 @@ class WholeChain:
             times.backward_s + exposed * min(traffic.backward_s for traffic in sent),
             element_s * stepped + exposed * min(traffic.tail_fsdp_s + traffic.tail_dp_s for traffic in sent),
         )
+
+    def _traffic(self, total: _Total, degrees: Degrees, cluster: Cluster) -> StateTraffic:
+        """What is sent takes least together; what is read and written may fit a cache unit by unit."""
+        traffic = sent_traffic(total.chain, degrees, self._job.precision, cluster)
+        for unit, count in total.units:
+            traffic += handled_traffic(unit, degrees, self._job.precision, cluster).scaled(count)
+        return traffic
 
     def least_bytes(self, degrees: Degrees) -> float:
         """Bytes that the mean rank needs at least."""
@@ -89,7 +97,8 @@ class WholeChain:
                 experts=sum(cost.experts for _, cost in units),
                 trainable_experts=sum(cost.trainable_experts for _, cost in units),
             )
-            self._sums[key] = _Total(chain, tuple(costs.values()))
+            counts = Counter(kind for kind, _ in units)
+            self._sums[key] = _Total(chain, tuple((costs[kind], n) for kind, n in counts.items()))
         return self._sums[key]
 
     def _kept_bytes(self, kind: str, cost: UnitCost) -> float:
@@ -101,7 +110,7 @@ class WholeChain:
 
 @dataclass(frozen=True, slots=True)
 class _Total:
-    """The chain as one unit, and its units, one of each kind."""
+    """The chain as one unit, and of each kind of its units one, with how many there are."""
 
     chain: UnitCost
-    units: tuple[UnitCost, ...]
+    units: tuple[tuple[UnitCost, int], ...]

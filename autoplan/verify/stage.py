@@ -87,7 +87,7 @@ def stage_sums(
 def _seconds(
     units: Sequence[HeldUnit], tied_s: float, plan: Plan, job: Job, cluster: Cluster
 ) -> tuple[float, float, float, float]:
-    gather, scatter, reduce = _state_s(units, plan, job, cluster)
+    gather, scatter, reduce, added = _state_s(units, plan, job, cluster)
     forward = sum(unit.sums.compute_s[0] for unit in units)
     backward = sum(unit.sums.compute_s[1] for unit in units)
     rerun = sum(unit.left.again_s for unit in units)
@@ -100,7 +100,7 @@ def _seconds(
         return max((1 - cluster.overlap) * comm, comm - beside)
 
     each_forward = gather if plan.zero == 3 else 0.0
-    each_backward = {2: scatter, 3: gather + scatter}.get(plan.zero, 0.0)
+    each_backward = {2: scatter, 3: gather + scatter}.get(plan.zero, 0.0) + added
     once_before = gather if plan.zero < 3 else 0.0
     once_after = reduce + (scatter if plan.zero < 2 else 0.0)
     beside = backward + rerun
@@ -113,15 +113,20 @@ def _seconds(
     )
 
 
-def _state_s(units: Sequence[HeldUnit], plan: Plan, job: Job, cluster: Cluster) -> tuple[float, float, float]:
-    """Seconds to gather parameters, to scatter gradients, and to add these up over copies of the state; experts that
-    an ep axis has shared out go among the ranks that hold the same ones."""
+def _state_s(
+    units: Sequence[HeldUnit], plan: Plan, job: Job, cluster: Cluster
+) -> tuple[float, float, float, float]:
+    """Seconds to gather parameters, to scatter gradients, to add these up over copies of the state, and to add those
+    of a micro-batch to the sum; experts that an ep axis has shared out go among the ranks that hold the same ones."""
     full, half = job.precision.master_bytes, job.precision.compute_bytes
 
     def over(kind: str, nbytes: float, size: int, step: int) -> float:
         return cluster.collective_time_s(kind, nbytes, size, stride=step) if size > 1 and nbytes else 0.0
 
-    total = [0.0, 0.0, 0.0]
+    def touch(nbytes: float) -> float:
+        return cluster.device.memory_time_s(nbytes) if nbytes else 0.0
+
+    total = [0.0, 0.0, 0.0, 0.0]
     for unit in units:
         elements, training = unit.shared_out
         for holds, trains, (shards, copies), step in (
@@ -131,7 +136,14 @@ def _state_s(units: Sequence[HeldUnit], plan: Plan, job: Job, cluster: Cluster) 
             total[0] += over("all_gather", holds * half, shards, step)
             total[1] += over("reduce_scatter", trains * full, shards, step)
             total[2] += over("all_reduce", trains * full / shards, copies, step * shards)
-    return total[0], total[1], total[2]
+            if shards > 1:  # buffers that one collective fills or empties
+                total[0] += touch(holds * (full + half) / shards) + touch(holds * 2 * half)
+                total[1] += touch(trains * (half + full))
+            elif copies > 1:
+                total[2] += touch(trains * 2 * full)
+            sums = trains / shards if plan.zero > 1 else trains
+            total[3] += touch(3 * sums * full) * (1 - 1 / plan.num_micro_batches)
+    return total[0], total[1], total[2], total[3]
 
 
 def _host_s(units: Sequence[HeldUnit], cluster: Cluster) -> tuple[float, float]:
