@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -183,7 +183,7 @@ class _Cuts:
 
         costs = byte_s * self._prices[0] + self._prices[1]
         scale = _UNIT / (costs.sum() or 1.0)
-        sizes = np.where(self._never, 4 * _UNIT, np.round(costs * scale).astype(np.int64))
+        sizes: Any = np.where(self._never, 4 * _UNIT, np.round(costs * scale).astype(np.int64))
         flow = max_flow.SimpleMaxFlow()
         flow.add_arcs_with_capacity(self._ends[0], self._ends[1], sizes)
         flow.solve(_SOURCE, _SINK)
