@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from heapq import heapify, heappop, heappush
 
 import numpy as np
 from numpy.typing import NDArray
@@ -105,28 +106,50 @@ _Rule = Callable[[int, _Near, list[float]], float]
 
 
 def _smallest(name: int, near: _Near, logs: list[float]) -> float:
-    return logs[name] + sum(logs[other] for other in near[name])
+    return logs[name] + sum([logs[other] for other in near[name]])
 
 
 def _least_joined(name: int, near: _Near, logs: list[float]) -> float:
-    others = sorted(near[name])
-    return sum(logs[a] * logs[b] for i, a in enumerate(others) for b in others[:i] if b not in near[a])
+    others, total = near[name], 0.0
+    for a in others:
+        apart = others - near[a]  # itself among them
+        if len(apart) > 1:
+            total += logs[a] * (sum([logs[b] for b in apart]) - logs[a])
+    return total / 2
 
 
 def _order(sizes: Sequence[int], near: _Near, rule: _Rule) -> tuple[list[int], int]:
     logs = [math.log(size) for size in sizes]
     waiting = {name: (rule(name, near, logs), _smallest(name, near, logs), name) for name in near}
+    heap = list(waiting.values())
+    heapify(heap)
     order, entries = [], 0
-    while waiting:
-        name = min(waiting, key=waiting.__getitem__)
+    while heap:
+        least = heappop(heap)
+        name = least[-1]
+        if waiting.get(name) != least:  # it has changed since
+            continue
         del waiting[name]
         others = near.pop(name)
-        entries += sizes[name] * math.prod(sizes[other] for other in others)
+        entries += sizes[name] * math.prod([sizes[other] for other in others])
         order.append(name)
+        changed = others | _near_both(near, others) if rule is _least_joined else others
         for other in others:
             near[other] |= others
             near[other] -= {name, other}
-        changed = others.union(*(near[other] for other in others)) if others else others
-        for other in changed:
-            waiting[other] = rule(other, near, logs), _smallest(other, near, logs), other
+        for other in changed - {name}:
+            now = rule(other, near, logs), _smallest(other, near, logs), other
+            if now != waiting[other]:
+                waiting[other] = now
+                heappush(heap, now)
     return order, entries
+
+
+def _near_both(near: _Near, others: set[int]) -> set[int]:
+    """What is near two of ``others`` that are apart."""
+    found: set[int] = set()
+    for a in others:
+        for b in others - near[a]:
+            if b < a:
+                found |= near[a] & near[b]
+    return found
