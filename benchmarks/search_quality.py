@@ -30,6 +30,7 @@ from prediction_rows import PUBLISHED, Run, read_runs
 from autoplan.cost.transformer.row_cluster import row_cluster_name
 from autoplan.cost.transformer.row_fields import Fields
 from autoplan.errors import AutoplanError
+from autoplan.graph.sources.sizes import DecoderConfig
 from autoplan.hardware import Cluster
 from autoplan.plan import Job
 
@@ -71,12 +72,12 @@ def published(table: str, rows: str) -> dict[str, Row]:
     first, _, last = rows.partition(":")
     runs = [run for run in read_runs(PUBLISHED) if run.table == table]
     found: dict[str, Row] = {}
-    workloads = _Workloads()
+    workloads = Workloads()
     for run in runs[int(first or 0) : int(last) if last else None]:
         row = {name: run.row[name] for name in ("model", "gpu", "gpus", "global_batch", "seq_len")}
         try:
             row |= compared(run, workloads)
-        except (AutoplanError, _Left) as error:
+        except (AutoplanError, Left) as error:
             row["left_out"] = str(error)
         found[str(run.line)] = row
         print(
@@ -90,25 +91,32 @@ def published(table: str, rows: str) -> dict[str, Row]:
     return found
 
 
-class _Left(Exception):
+class Left(Exception):
     """Why a row cannot be compared."""
 
 
-class _Workloads:
+class Workloads:
     """Traces by model and length, and searches by question, each done once."""
 
     def __init__(self) -> None:
         self._graphs: dict[Any, Any] = {}
         self._found: dict[Any, Any] = {}
 
-    def search(self, run: Run, cluster: Cluster, job: Job, pin: dict[str, Any]) -> Any:
+    def search(
+        self,
+        run: Run,
+        cluster: Cluster,
+        job: Job,
+        pin: dict[str, Any],
+        forbid: tuple[tuple[str, Any], ...] = (),
+    ) -> Any:
         from autoplan.search import search
 
         key = (run.row["model"], *_size(run), cluster.name, cluster.world_size, job, tuple(pin.items()))
-        key = (*key, cluster.device.usable_bytes)
+        key = (*key, cluster.device.usable_bytes, forbid)
         if key not in self._found:
             self._found[key] = search(
-                self._graphs_of(run, job), job, cluster, pin=pin, gap=GAP, top=1, cures=False
+                self._graphs_of(run, job), job, cluster, pin=pin, forbid=forbid, gap=GAP, top=1, cures=False
             )
         return self._found[key]
 
@@ -121,34 +129,25 @@ class _Workloads:
         return self._graphs[key]
 
 
-def compared(run: Run, workloads: _Workloads) -> Row:
+def compared(run: Run, workloads: Workloads) -> Row:
     """Our plan for the row's question and the row's own, both priced."""
-    from msgspec.structs import replace
-
-    row = run.row
-    if row.get("task", "pretrain") not in ("", "pretrain"):
-        raise _Left(f"task {row['task']}: a part of the model trains, or samples are packed")
-    if int(row["experts"] or 0) > 1 or "nemotron-h" in row["model"] or "nemotron3" in row["model"]:
-        raise _Left("a mixture or hybrid model, of which the table does not give every dimension")
-    cluster = Cluster.of(row_cluster_name(Fields(row)), gpus=int(row["gpus"]))
-    job = Job(global_batch=int(row["global_batch"]), tokens_per_sample=int(row["seq_len"]))
-    pin = pins(row)
+    cluster, job = question(run)
+    pin = pins(run.row)
     started = time.monotonic()
     ours = workloads.search(run, cluster, job, {})
     seconds = time.monotonic() - started
     if ours.estimate is None:
-        raise _Left(f"by our count nothing fits: {ours.conflict}")
-    endless = int(1e16)
-    roomy = replace(cluster, device=replace(cluster.device, memory_bytes=endless, usable_bytes=endless))
+        raise Left(f"by our count nothing fits: {ours.conflict}")
+    roomy = with_endless_memory(cluster)
     if "recompute" not in pin:
         pin |= {"recompute": "full"} if workloads.search(run, cluster, job, pin).estimate is None else {}
     theirs = workloads.search(run, roomy, job, pin)
     if theirs.estimate is None or theirs.plan is None or ours.plan is None:
-        raise _Left(f"the published configuration has no plan: {theirs.conflict}")
+        raise Left(f"the published configuration has no plan: {theirs.conflict}")
     limit = ours.estimate.memory_limit_bytes
     return {
         "pin": pin,
-        "ours": _short(ours.plan),
+        "ours": short(ours.plan),
         "published_s": theirs.estimate.step_time_s,
         "ours_s": ours.estimate.step_time_s,
         "measured_s": run.step_s,
@@ -157,6 +156,25 @@ def compared(run: Run, workloads: _Workloads) -> Row:
         "gap": ours.gap,
         "search_s": seconds,
     }
+
+
+def question(run: Run) -> tuple[Cluster, Job]:
+    """What the row's authors had to plan for. Raises Left."""
+    row = run.row
+    if row.get("task", "pretrain") not in ("", "pretrain"):
+        raise Left(f"task {row['task']}: a part of the model trains, or samples are packed")
+    if int(row["experts"] or 0) > 1 or "nemotron-h" in row["model"] or "nemotron3" in row["model"]:
+        raise Left("a mixture or hybrid model, of which the table does not give every dimension")
+    cluster = Cluster.of(row_cluster_name(Fields(row)), gpus=int(row["gpus"]))
+    return cluster, Job(global_batch=int(row["global_batch"]), tokens_per_sample=int(row["seq_len"]))
+
+
+def with_endless_memory(cluster: Cluster) -> Cluster:
+    """The same, where everything fits."""
+    from msgspec.structs import replace
+
+    endless = int(1e16)
+    return replace(cluster, device=replace(cluster.device, memory_bytes=endless, usable_bytes=endless))
 
 
 def pins(row: dict[str, str]) -> dict[str, Any]:
@@ -188,23 +206,27 @@ def _size(run: Run) -> tuple[str, ...]:
     return tuple(run.row[name] for name in ("layers", "hidden", "ffn_hidden", "heads", "kv_heads", "vocab"))
 
 
+def decoder(run: Run) -> DecoderConfig:
+    """The row's model."""
+    row = run.row
+    heads, hidden = int(row["heads"]), int(row["hidden"])
+    gated = row["gated_mlp"] == "1"
+    return DecoderConfig(
+        "rotary" if gated else "gpt",
+        int(row["vocab"]), hidden, int(row["layers"]), heads, int(row["kv_heads"] or heads) if gated else heads,
+        int(row["head_dim"] or hidden // heads), int(row["ffn_hidden"] or 4 * hidden), int(row["seq_len"]),
+        "a published run", tied=not gated,
+    )  # fmt: skip
+
+
 def _tracer(run: Run, job: Job) -> Any:
     """From a micro-batch size to the row's model, traced."""
     import torch
 
     from autoplan.graph.sources.builtin import build_decoder
-    from autoplan.graph.sources.sizes import DecoderConfig
     from autoplan.graph.trace import trace
 
-    row, tokens = run.row, job.tokens_per_sample
-    heads, hidden = int(row["heads"]), int(row["hidden"])
-    gated = row["gated_mlp"] == "1"
-    size = DecoderConfig(
-        "rotary" if gated else "gpt",
-        int(row["vocab"]), hidden, int(row["layers"]), heads, int(row["kv_heads"] or heads) if gated else heads,
-        int(row["head_dim"] or hidden // heads), int(row["ffn_hidden"] or 4 * hidden), tokens, "a published run",
-        tied=not gated,
-    )  # fmt: skip
+    row, tokens, size = run.row, job.tokens_per_sample, decoder(run)
 
     def graph_at(samples: int) -> Any:
         with torch.device("meta"):
@@ -215,7 +237,7 @@ def _tracer(run: Run, job: Job) -> Any:
     return graph_at
 
 
-def _short(plan: Any) -> str:
+def short(plan: Any) -> str:
     parts = [
         f"{name} {value}" for name in ("pp", "dp", "fsdp", "cp", "tp") if (value := getattr(plan, name)) > 1
     ]

@@ -27,6 +27,19 @@ def test_what_is_forbidden_is_absent_and_never_faster(name: str, value: int) -> 
     assert step_s(without) >= free.bound_s * (1 - 1e-9)
 
 
+def test_bans_leave_every_other_schedule() -> None:
+    """The best schedule can be forbidden, and a ban on something else forbids no schedule."""
+    free = find(pin={"pp": 2})
+    fastest = str(best(free).schedule)
+    assert fastest != "1f1b"
+    without = find(pin={"pp": 2}, forbid=[("schedule", fastest)])
+    assert str(best(without).schedule) != fastest
+    others = [find(pin={"pp": 2, "schedule": name}) for name in ("1f1b", "zb-h1", "zbv") if name != fastest]
+    assert step_s(without) <= min(map(step_s, others)) * 1.01
+    kept = find(pin={"pp": 2}, forbid=[("recompute", "mixed")])
+    assert step_s(kept) <= step_s(find(pin={"pp": 2, "recompute": "none"})) * 1.01
+
+
 @pytest.mark.parametrize("allowed", ["none", "full", "mixed"])
 def test_recomputation_can_be_forbidden(allowed: str) -> None:
     others = [("recompute", value) for value in ("none", "full", "mixed") if value != allowed]

@@ -39,8 +39,8 @@ def candidates(
     tp stays inside a node, pp is at most the number of ``units``; zero is 0 where fsdp and cp
     are 1, may be 0 where fsdp is, and is above 0 elsewhere. cp is above 1 for samples of ``LONG`` tokens or more, or
     where it is held fixed, and only as ``cuts_sequence`` says that the model's sequence can be cut. ep is as
-    ``shares_experts`` says that the model's experts can be shared out, with cp 1. Where neither
-    schedule nor vpp is pinned, degrees for which several schedules can run stand here once, under 1F1B, and
+    ``shares_experts`` says that the model's experts can be shared out, with cp 1. Where nothing is
+    asked of schedule or vpp, degrees for which several schedules can run stand here once, under 1F1B, and
     ``variants`` gives the others.
     Raises InputError if the global batch cannot be cut among the data ranks, naming the nearest that
     can, and PlanError if the pins leave nothing.
@@ -131,7 +131,7 @@ def _stages_a_rank(pp: int, units: int, pinned: int | None) -> list[int]:
 
 
 def _first(degrees: Degrees, units: int, pins: Pins) -> list[Degrees]:
-    free = pins.schedule is None and pins.vpp is None
+    free = pins.schedule is None and pins.vpp is None and pins.rules.free_schedules
     own = pins.schedule in (None, Schedule.ONE_F_ONE_B) and pins.vpp in (None, 1)
     enough = degrees.num_micro_batches >= degrees.pp  # torch's 1F1B wants a micro-batch for each stage
     first = [degrees] if own and enough else []

@@ -107,6 +107,12 @@ class Rules:
             tuple(held), tuple(banned), tuple(boundary), frozenset(allowed), tuple(ways), frozenset(without)
         )
 
+    @property
+    def free_schedules(self) -> bool:
+        """True if nothing here tells one schedule from another."""
+        names = {name for name, _ in (*self.held, *self.banned)}
+        return not names & {"schedule", "vpp"} and len(self.recompute) == len(_RECOMPUTE)
+
     def allows(self, degrees: Degrees) -> bool:
         """True if no number of ``degrees`` is ruled out."""
         return all(str(getattr(degrees, name)) == value for name, value in self.held) and not any(

@@ -168,7 +168,7 @@ class Space:
     def stands_for(self, degrees: Degrees) -> int:
         """How many variants there are of ``degrees``."""
         pinned = self.pins.schedule is not None or self.pins.vpp is not None
-        if pinned or not _searched(degrees) or degrees.cp > 1 or len(self.pins.rules.recompute) < 3:
+        if pinned or not _searched(degrees) or degrees.cp > 1 or not self.pins.rules.free_schedules:
             return 0
         return len(other_shapes(degrees.pp, degrees.num_micro_batches, len(self.chain.units), None, None))
 
