@@ -161,7 +161,7 @@ def summary(result: Row) -> str:
     lines += [f"{result['date']}, {machine['cpu']}, Calculon at {result['calculon']}", ""]
     lines += [part.replace("\n", " ") + "\n" for part in (__doc__ or "").split("\n\n")[2:4]]
     lines += [
-        "| table | rows | compared | slower than published | median gain | least | most | median gain by our model |"
+        "| table | rows | compared | slower than published | median gain | least | most | median on flat networks | median by our model |"
     ]
     lines += ["|---|---|---|---|---|---|---|---|---|"]
     every: list[Row] = []
