@@ -70,7 +70,9 @@ def test_networks_of_a_plan_are_those_of_its_groups() -> None:
         network = system_of(CLUSTER, "bf16", plan=own)["networks"][2]
         sent = 2**28 * 2.0 * (1 - 1 / size)
         seconds = network["latency"] + sent / (network["bandwidth"] * 1e9)
-        assert seconds == pytest.approx(CLUSTER.collective_time_s("all_reduce", 2**28, size, stride), rel=0.15)
+        assert seconds == pytest.approx(
+            CLUSTER.collective_time_s("all_reduce", 2**28, size, stride), rel=0.15
+        )
 
 
 def test_endless_memory_holds_everything() -> None:
