@@ -44,10 +44,18 @@ class Chunks(nn.Module):
 
 
 class _FrugalStage(PipelineStage):
-    """A stage that has room only for the messages on their way.
+    """A stage that has room only for the messages on their way, and for one unit's gradients on theirs.
 
-    The stock stage makes the buffers of all micro-batches of a step, and keeps them for ever.
+    The stock stage makes the buffers of all micro-batches of a step, and keeps them for ever. FSDP2 holds the buffer
+    that gradients were reduced in until the next ones are, for each root by itself: on a rank of several stages that
+    would be one for each. ``reduced`` is the list that they share.
     """
+
+    reduced: list[Any] | None = None
+
+    def _share_reduced(self) -> None:
+        if self.reduced is not None and isinstance(self.submod, FSDPModule):
+            fully_shard.state(self.submod)._comm_ctx.reduce_scatter_states = self.reduced  # type: ignore[attr-defined]
 
     def _setup_forward_recv_info(self, *args: Any, **kwargs: Any) -> None:
         super()._setup_forward_recv_info(*args, **kwargs)
@@ -97,6 +105,7 @@ class Stage(_FrugalStage):
     def backward_maybe_with_nosync(
         self, backward_type: str, bwd_kwargs: dict[str, Any], last_backward: bool = False
     ) -> Any:
+        self._share_reduced()
         if isinstance(self.submod, FSDPModule) and self.zero < 2:
             return super().backward_maybe_with_nosync(backward_type, bwd_kwargs, last_backward)
         before_backward(self.submod, self.zero, last_backward)
@@ -130,6 +139,7 @@ class HalvedStage(_FrugalStage):
         self.finished = (self.finished + 1) % self.micro_batches
         if not isinstance(self.submod, FSDPModule):
             return
+        self._share_reduced()
         last = self.finished == 0 and self.zero >= 2  # below that, the schedule reduces gradients at the end
         self.submod.set_is_last_backward(last)
         self.submod.set_requires_gradient_sync(self.zero >= 2)
@@ -232,6 +242,9 @@ def _schedule(stages: list[PipelineStage], plan: Plan) -> Any:
 def in_order(stages: list[PipelineStage], micro_batches: int, ranks: Sequence[str]) -> Any:
     """torch's runtime for the stages of a rank, with each rank's actions in their order (``1F0 2F0+1B0``, where a
     pair that is issued together is joined)."""
+    reduced: list[Any] = []
+    for stage in stages:
+        stage.reduced = reduced  # type: ignore[attr-defined]
     runtime = _PipelineScheduleRuntime(stages, micro_batches, loss_fn=first, scale_grads=False)
     actions = {rank: [_torch_action(word) for word in text.split()] for rank, text in enumerate(ranks)}
     runtime._prepare_schedule_with_comms(actions)
