@@ -47,7 +47,8 @@ def main() -> int:
     if args.worker:
         return work(args.worker, args.steps, args.rounds)
     began = time.perf_counter()
-    result: dict[str, Any] = {"date": str(date.today()), "load_average": os.getloadavg(), "runs": {}}
+    result: dict[str, Any] = {"date": str(date.today()), "load_average": os.getloadavg()}
+    result |= {"rounds": args.rounds, "steps": args.steps, "runs": {}}
     with tempfile.TemporaryDirectory() as folder:
         for ranks in args.ranks:
             result["runs"][str(ranks)] = run(ranks, args, Path(folder))

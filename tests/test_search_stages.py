@@ -21,6 +21,7 @@ from autoplan.graph.ir import ModelGraph
 from autoplan.plan import Job, Precision, Schedule, validate_plan
 from autoplan.plan.schedule import ranks_of_stages
 from autoplan.search import staging_bound
+from autoplan.search.candidates import other_shapes
 from autoplan.search.even_memory import held_by_rank
 from autoplan.search.graphs import Graphs
 from autoplan.search.layout_choice import LayoutChoice
@@ -337,3 +338,13 @@ def test_a_chain_of_several_kinds_is_cut_in_order() -> None:
         if not any(_again(x) for x in s)
     )
     assert price == pytest.approx(best, rel=0.03)
+
+
+@pytest.mark.parametrize("units", [12, 13, 107])
+@pytest.mark.parametrize("pp", [2, 5, 35])
+def test_no_number_of_stages_a_rank_needs_a_pin(units: int, pp: int) -> None:
+    free = other_shapes(pp, 70, units, None, None)
+    for vpp in range(1, units // pp + 2):
+        pinned = other_shapes(pp, 70, units, Schedule.INTERLEAVED, vpp)
+        assert set(pinned) <= set(free)
+        assert bool(pinned) == (pp * vpp <= units)

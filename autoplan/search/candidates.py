@@ -89,9 +89,8 @@ def candidates(
 
 
 def variants(degrees: Degrees, units: int, pins: Pins) -> list[Degrees]:
-    """``degrees`` under every schedule but 1F1B, with every number of stages a rank that is worth a look.
+    """``degrees`` under every schedule but 1F1B, with every number of stages a rank.
 
-    Of the numbers of stages whose largest has equally many units, the least: the others send more for nothing.
     Without cp only. And only with a pin: GPipe where 1F1B can run, which takes as long and keeps less, and ZB-H1 with several stages a rank.
     """
     if degrees.cp > 1:
@@ -116,18 +115,9 @@ def other_shapes(
         if name is Schedule.GPIPE and schedule is None and micro_batches >= pp:
             continue
         only = 1 if name is Schedule.ZB_H1 and schedule is None and vpp is None else needs.vpp
-        for count in (only,) if only is not None else _stages_a_rank(pp, units, vpp):
-            if pp * count <= units and vpp in (None, count):
-                found.append((name, count))
+        counts = range(1, units // pp + 1) if only is None else (only,)
+        found += [(name, count) for count in counts if pp * count <= units and vpp in (None, count)]
     return tuple(found)
-
-
-def _stages_a_rank(pp: int, units: int, pinned: int | None) -> list[int]:
-    if pinned is not None:
-        return [pinned]
-    most = units // pp
-    largest = range(1, -(-units // pp) + 1)
-    return sorted({-(-units // (pp * size)) for size in largest} & set(range(1, most + 1)))
 
 
 def _first(degrees: Degrees, units: int, pins: Pins) -> list[Degrees]:
