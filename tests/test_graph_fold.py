@@ -76,7 +76,7 @@ def test_a_number_that_only_counts_the_siblings_does_not_part_them() -> None:
     "values",
     [(0.5, 2.0), (True, False), ("a", "b"), (None, 1), ((1, 2), (1, 3)), ({"a": 1}, {"a": 2}), (4, 8),
      (F.relu, F.gelu), (torch.float32, torch.float64), (nn.ReLU, nn.GELU)],
-    ids=str,
+    ids=lambda pair: " ".join(getattr(one, "__name__", str(one)) for one in pair),
 )  # fmt: skip
 def test_attributes_that_differ_make_different_kinds(values: tuple[Any, Any]) -> None:
     one, other = values

@@ -25,7 +25,7 @@ INSTALLS = re.compile(r"^(python -m )?pip install \S+( && |$)")
 """What .ci/run does in an environment of its own; here it would replace the package under test."""
 
 TESTED_ELSEWHERE = {
-    "python -m pytest": "this is the run that you are in",
+    "python -m pytest -n 2 --dist loadfile": "this is the run that you are in",
 }
 """Commands of the README, without their installs, that are not run by this test, and why."""
 
@@ -123,9 +123,9 @@ def test_the_parser_of_commands() -> None:
     )
     assert commands(text) == ["autoplan search x --nodes 2", "autoplan --help", "pip install ."]
     assert runnable(text) == ["autoplan search x --nodes 2", "autoplan --help"]
-    assert runnable("```bash\npip install '.[test]' && python -m pytest\npip install . && ls\n```\n") == [
-        "ls"
-    ]
+    assert runnable(
+        "```bash\npip install '.[test]' && python -m pytest -n 2 --dist loadfile\npip install . && ls\n```\n"
+    ) == ["ls"]
     assert files(text) == {"train.py": "# train.py\nx = 1\n"}
 
 

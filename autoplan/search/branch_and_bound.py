@@ -137,7 +137,7 @@ class BranchAndBound:
         return bool(self._queue)
 
     def more(self, wanted: int) -> None:
-        """Price on until plans with ``wanted`` distinct degrees are known.
+        """Price on until the ``wanted`` best plans of distinct degrees are known, each to within the gap.
 
         New layouts are solved for the best plan's own micro-batch size, and for few others.
         """
@@ -151,21 +151,31 @@ class BranchAndBound:
             return spare >= 0
 
         best = min(self.found, key=lambda c: self.goal.value(c.estimate)).plan.micro_batch
-        queue = list(self._queue)
-        seen = {mesh_of(candidate.plan) for candidate in self.found}
-        looks = 0
-        while queue and looks < _EXTRA and len(seen) < wanted and not self._out_of_time():
+        queue, least_of, looks = list(self._queue), self._least_of_meshes(), 0
+        while queue and looks < _EXTRA and not self._out_of_time():
             entry = heapq.heappop(queue)
-            if entry.level is not _Level.MESH and mesh_of(entry.degrees) in seen:
+            least = entry.least * (1 - self.space.slack)
+            if least >= sorted([*least_of.values(), *[math.inf] * wanted])[wanted - 1] * (1 - self.gap):
+                break
+            known = math.inf if entry.level is _Level.MESH else least_of.get(mesh_of(entry.degrees), math.inf)
+            if least >= known * (1 - self.gap):
                 continue
             looks += 1
             if self._is_last(entry):
                 self._price(entry)
-                seen |= {mesh_of(candidate.plan) for candidate in self.found}
+                least_of = self._least_of_meshes()
             elif entry.level != _Level.CHAIN or worth_solving(entry.degrees):
                 for closer in self._closer(entry):
                     heapq.heappush(queue, closer)
         self._close()
+
+    def _least_of_meshes(self) -> dict[tuple[int, ...], float]:
+        """The goal of the best plan of each mesh."""
+        values: dict[tuple[int, ...], float] = {}
+        for candidate in self.found:
+            mesh, value = mesh_of(candidate.plan), self.goal.value(candidate.estimate)
+            values[mesh] = min(value, values.get(mesh, math.inf))
+        return values
 
     def _close(self) -> None:
         self.found.sort(key=lambda c: (self.goal.value(c.estimate), Degrees.of(c.plan), c.plan.boundary))
