@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from equality import Case, plan_for
 from fake_program import fake_program, pretending, step_bytes
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.fsdp._fully_shard._fsdp_param_group import FSDPParamGroup
 
 from autoplan.cost import price
 from autoplan.graph.ir import ModelGraph
@@ -61,3 +65,39 @@ def test_worst_moment(traced: tuple[torch.nn.Module, ModelGraph], case: Case) ->
             real = step_bytes(program, batch(program.share))
         off = (predicted.total - predicted.reserve) / real - 1
         assert -0.02 < off < 0.05
+
+
+@pytest.mark.parametrize("schedule", ["interleaved", "zbv"])
+def test_stages_of_a_rank_hold_one_buffer_of_reduced_gradients(
+    traced: tuple[torch.nn.Module, ModelGraph], monkeypatch: pytest.MonkeyPatch, schedule: str
+) -> None:
+    model, graph = traced
+    case = Case(
+        "llama",
+        dtype="bf16",
+        pp=2,
+        fsdp=2,
+        zero=2,
+        micro_batch=4,
+        num_micro_batches=4,
+        vpp=2,
+        schedule=schedule,
+    )
+    plan = plan_for(graph, case)
+    held: list[int] = []
+    reduce = FSDPParamGroup.post_backward
+    with pretending(0, plan.world_size):
+        program = fake_program(model, graph, plan)
+        roots = [fully_shard.state(stage) for stage in program.stages]  # type: ignore[attr-defined]
+
+        def counted(group: FSDPParamGroup, *args: Any) -> None:
+            reduce(group, *args)
+            buffers = {
+                id(one.reduce_scatter_input) for r in roots for one in r._comm_ctx.reduce_scatter_states
+            }
+            held.append(len(buffers))
+
+        monkeypatch.setattr(FSDPParamGroup, "post_backward", counted)
+        step_bytes(program, batch(program.share))
+    assert len(roots) == 2
+    assert max(held) == 1
